@@ -1,0 +1,1 @@
+"""Pixels in, pixels out: NumPy and OpenCV only."""
