@@ -1,0 +1,140 @@
+"""A list of cases as arrays: decoded and resized once, kept in a cache on disk, and held in memory as uint8.
+
+The cache holds one file a case, named by what it was made from (the files' paths, sizes and times of change, and the
+resizing), so a changed file simply misses its entry; lists that share cases share entries. It lies in `$CMUNEXT_CACHE`, by
+default `~/.cache/cmunext`, never in the dataset folder, and can be deleted at any time.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cmunext.data.layout import Layout
+from cmunext.errors import InputError
+from cmunext.image.files import read_image, read_mask
+from cmunext.image.preprocess import Preprocessing
+from cmunext.storage import replacing
+
+CACHE_VERSION = 1  # goes up when the same files would give other arrays
+FLIPS = ((False, False), (False, True), (True, False), (True, True))  # (upside down, left to right): the four variants of a mask
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Cases at the network's size.
+
+    Attributes
+    ----------
+    names : N names.
+    images : uint8 N x H x W x C, in the channel order of the preprocessing.
+    masks : uint8 N x V x H x W x K of 0 and 1. V is 1, or 4 when the mask was sampled under each of `FLIPS` (see `load_cases`).
+    """
+
+    names: tuple[str, ...]
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and pixels: what a resumed run compares."""
+        sha = hashlib.sha256("\n".join(self.names).encode())
+        sha.update(self.images.data)
+        sha.update(self.masks.data)
+        return sha.hexdigest()
+
+
+def load_cases(
+    layout: Layout,
+    names: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    masks_under_flips: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> Cases:
+    """Read the cases of a list, from the cache where they are there.
+
+    Parameters
+    ----------
+    masks_under_flips : sample the masks as the paper's code does, which flips before it resizes with `cv2.INTER_NEAREST`: that
+        sampling is not symmetric, so each flip gives another mask. False samples at pixel centres (`cv2.INTER_NEAREST_EXACT`),
+        which commutes with flips.
+    advance : called after every case, for a progress bar.
+
+    Raises
+    ------
+    InputError : when a file of a case is missing or cannot be read, or a mask has another size than its image.
+    """
+    images, masks = [], []
+    for name in names:
+        image, mask = _cached(layout, name, preprocessing, masks_under_flips)
+        images.append(image)
+        masks.append(mask)
+        advance()
+    return Cases(tuple(names), np.stack(images), np.stack(masks))
+
+
+def cache_folder() -> Path:
+    """Where decoded cases are kept: `$CMUNEXT_CACHE`, else `cmunext` in the user's cache folder."""
+    if chosen := os.environ.get("CMUNEXT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmunext"
+
+
+def _cached(
+    layout: Layout, name: str, preprocessing: Preprocessing, under_flips: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    files = [layout.image(name), *layout.masks(name)]
+    stamps = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+    size = (preprocessing.height, preprocessing.width, preprocessing.channels)
+    key = hashlib.sha256(repr((CACHE_VERSION, cv2.__version__, stamps, size, under_flips)).encode()).hexdigest()
+    entry = cache_folder() / "cases" / key[:2] / f"{key[2:]}.npz"
+    try:
+        with np.load(entry, allow_pickle=False) as stored:
+            return stored["image"], stored["mask"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: made again
+        pass
+    image, mask = _decode(files, preprocessing, under_flips)
+    with replacing(entry) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, image=image, mask=mask)
+    return image, mask
+
+
+def _decode(
+    files: Sequence[Path], preprocessing: Preprocessing, under_flips: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    native = read_image(files[0])
+    masks = [read_mask(file) for file in files[1:]]
+    for file, mask in zip(files[1:], masks, strict=True):
+        if mask.shape != native.shape[:2]:
+            raise InputError(
+                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {native.shape[0]} x {native.shape[1]}; "
+                "`cmunext prepare` brings them to one size"
+            )
+    stacked = np.stack(masks, axis=-1).astype(np.uint8)  # K times H x W -> H x W x K
+    if not under_flips:
+        return preprocessing.resize(native), resize_mask(stacked, preprocessing, cv2.INTER_NEAREST_EXACT)[None]
+    variants = [
+        _flip(resize_mask(_flip(stacked, *flip), preprocessing, cv2.INTER_NEAREST), *flip)  # back, so all variants lie alike
+        for flip in FLIPS
+    ]
+    return preprocessing.resize(native), np.stack(variants)
+
+
+def resize_mask(mask: NDArray[np.uint8], preprocessing: Preprocessing, interpolation: int) -> NDArray[np.uint8]:
+    """Masks at the network's size: uint8 H x W x K -> height x width x K."""
+    resized = cv2.resize(np.ascontiguousarray(mask), (preprocessing.width, preprocessing.height), interpolation=interpolation)
+    return resized.reshape(preprocessing.height, preprocessing.width, mask.shape[-1])
+
+
+def _flip(array: NDArray[np.uint8], upside_down: bool, left_to_right: bool) -> NDArray[np.uint8]:
+    return array[:: -1 if upside_down else 1, :: -1 if left_to_right else 1]

@@ -1,0 +1,77 @@
+"""Augmentation: the paper's flips and turns exactly, and the other changes within their limits."""
+
+import cv2
+import numpy as np
+import pytest
+
+from cmunext.data.augment import FLIP_CODES, Augmentation, augment
+from cmunext.errors import UsageError
+
+
+class Scripted:
+    """A generator that answers as told."""
+
+    def __init__(self, *answers: float):
+        self.answers = list(answers)
+
+    def random(self) -> float:
+        return self.answers.pop(0)
+
+    def integers(self, _high: int) -> int:
+        return int(self.answers.pop(0))
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("flip", [None, 0, 1, 2])
+def test_turn_and_flip_before_resizing_as_the_paper_does(turns: int, flip: int | None) -> None:
+    """Against NumPy's own rotation and flip of the native mask, resized afterwards."""
+    side, size = 51, 32
+    generator = np.random.default_rng(7)
+    native = generator.integers(0, 2, (side, side), dtype=np.uint8)
+    shrink = lambda array: cv2.resize(np.ascontiguousarray(array), (size, size), interpolation=cv2.INTER_NEAREST)  # noqa: E731
+    axes = [(), (1,), (0,), (0, 1)]
+    variants = np.stack([np.flip(shrink(np.flip(native, ax)), ax) for ax in axes])[..., None]
+
+    answers = [0.0, turns, *((0.0, flip) if flip is not None else (0.9,))]
+    _, mask = augment(np.zeros((size, size, 3), np.uint8), variants, Augmentation(), Scripted(*answers))
+
+    expected = np.rot90(native, turns)
+    if flip is not None:
+        upside_down, left_to_right = FLIP_CODES[flip]
+        expected = np.flip(expected, [axis for axis, on in enumerate((upside_down, left_to_right)) if on])
+    np.testing.assert_array_equal(mask[..., 0], shrink(expected))
+
+
+def test_image_and_mask_move_together() -> None:
+    strong = Augmentation(affine=1.0, rotation=30, scale=1.3, shift=0.1)
+    mask = np.zeros((64, 64, 1), np.uint8)
+    mask[20:40, 10:30] = 1
+    for seed in range(20):
+        image, moved = augment(np.repeat(200 * mask, 3, -1), mask[None], strong, np.random.default_rng(seed))
+        agreement = ((image[..., 0] > 100) == (moved[..., 0] > 0)).mean()
+        assert agreement > 0.985
+        assert set(np.unique(moved)) <= {0, 1}
+
+
+def test_intensity_changes_leave_the_mask_and_are_alike_in_all_channels() -> None:
+    image = np.repeat(np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8), 3, -1)
+    mask = np.ones((1, 32, 32, 1), np.uint8)
+    changes = Augmentation(rotate90=0, flip=0, intensity=1.0, brightness=0.2, contrast=1.3, gamma=1.3, noise=0.05)
+    changed, same = augment(image, mask, changes, np.random.default_rng(3))
+    np.testing.assert_array_equal(same, mask[0])
+    np.testing.assert_array_equal(changed[..., 0], changed[..., 2])
+    assert (changed != image).mean() > 0.5
+
+
+def test_off_means_untouched() -> None:
+    image, mask = np.arange(48, dtype=np.uint8).reshape(4, 4, 3), np.eye(4, dtype=np.uint8)[None, :, :, None]
+    same, same_mask = augment(image, mask, Augmentation(rotate90=0, flip=0), np.random.default_rng(0))
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_array_equal(same_mask, mask[0])
+
+
+def test_wrong_values_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"flip is 1\.5"):
+        Augmentation(flip=1.5)
+    with pytest.raises(UsageError, match=r"scale is 0\.8"):
+        Augmentation(scale=0.8)
