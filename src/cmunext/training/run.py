@@ -1,0 +1,329 @@
+"""One training from names and paths to a run's folder: `recipe.json`, `history.csv`, `last.ckpt` and the weights."""
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+import cmunext
+from cmunext import networks, weights
+from cmunext.data.dataset import Cases, load_cases
+from cmunext.data.layout import Layout
+from cmunext.errors import InputError, UsageError
+from cmunext.image.preprocess import Preprocessing
+from cmunext.metadata import Metadata
+from cmunext.storage import write_json
+from cmunext.training import checkpoint, host
+from cmunext.training.checkpoint import Progress
+from cmunext.training.loop import Hooks, fit
+from cmunext.training.recipe import Recipe, from_dict
+
+RECIPE_FILE = "recipe.json"
+BEST, LAST, AVERAGE = "best.safetensors", "last.safetensors", "ema.safetensors"
+INTENDED_USE = "Research. Not a medical device, and not validated for any clinical decision."
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what, and where it goes.
+
+    Attributes
+    ----------
+    dataset : folder of the dataset. train_list, validation_list : text files of case names, by path or in the dataset folder.
+    network : name in the registry (or "module:callable"); arguments : what it takes besides channels and classes.
+    out : the run's folder. resume : go on with the run that is there.
+    device : "auto", "cpu" or "cuda"; devices : how many processes (CPU) or GPUs share the batches; threads : of the CPU, 0 for
+        PyTorch's own choice (a resumed run takes those that it began with).
+    licence : terms of the data, written into the weights.
+    """
+
+    dataset: Path
+    train_list: Path
+    validation_list: Path
+    network: str
+    recipe: Recipe
+    out: Path
+    arguments: dict[str, Any]
+    resume: bool = False
+    device: str = "auto"
+    devices: int = 1
+    threads: int = 0
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Who is told what happens: `say` a sentence, `loading` the number of cases to read (gives the function to call after each),
+    `step` and `epoch` as in `loop.Hooks`, with the validated row."""
+
+    say: Callable[[str], None]
+    loading: Callable[[int], Callable[[], None]]
+    step: Callable[[int, int, int, float], None]
+    epoch: Callable[[dict], None]
+
+
+def train(task: Task, reporter: Reporter) -> Progress:
+    """Train, or go on training, until the last epoch or until Ctrl-C (SIGINT) or SIGTERM, after which the step is finished and saved.
+
+    Returns
+    -------
+    Progress : complete when its `epoch` equals the recipe's `epochs`.
+
+    Raises
+    ------
+    UsageError, InputError : see `loop.fit`, `data.layout` and `weights`; a run that exists is never touched without `resume`.
+    """
+    layout = Layout.open(task.dataset)
+    train_names, validation_names = layout.read_list(task.train_list), layout.read_list(task.validation_list)
+    if both := sorted(set(train_names) & set(validation_names)):
+        reporter.say(f"warning: {len(both)} cases stand in both lists, {both[0]!r} among them: validation scores mean little")
+    saved = _saved(task)
+    recipe = _resolved(task, layout.classes, saved)
+    arguments = _arguments(task, recipe, layout.classes)
+    _require_fitting_size(task.network, arguments, recipe.preprocessing)
+    if threads := task.threads or (saved or {}).get("threads", 0):
+        torch.set_num_threads(threads)
+    host.keep_freed_memory()
+
+    torch.manual_seed(recipe.seed)
+    network = networks.create(task.network, **arguments)
+    fabric = _fabric(task, recipe)
+    advance = reporter.loading(len(train_names) + len(validation_names))
+    cases = [
+        load_cases(layout, names, recipe.preprocessing, masks_under_flips=recipe.augment_before_resize, advance=advance)
+        for names in (train_names, validation_names)
+    ]
+    if layout.classes > 1 and recipe.preprocessing.activation == "softmax":
+        _require_partition(cases)
+    if fabric.world_size > 1:
+        network = _synchronised(network, fabric, reporter)
+
+    identity = _identity(task.network, arguments, recipe, cases)
+    provenance = _provenance(task, recipe, cases)
+    if fabric.is_global_zero:
+        task.out.mkdir(parents=True, exist_ok=True)
+        if not saved:
+            write_json(
+                task.out / RECIPE_FILE,
+                {
+                    **{"network": task.network, "arguments": arguments, "recipe": recipe.to_dict()},
+                    **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
+                    **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},
+                    "versions": {"cmunext": cmunext.__version__, "torch": torch.__version__, "python": platform.python_version()},
+                },
+            )
+    fabric.barrier()
+
+    board = _Board(task.out, fabric.is_global_zero)
+    names = ("lesion",) if layout.classes == 1 else tuple(f"class {number}" for number in range(layout.classes))
+
+    def keep(file: str, kept: nn.Module, row: dict, what: str) -> None:
+        training = {
+            **provenance,
+            "weights": what,
+            "epoch": row["epoch"],
+            "validation": {k: row[k] for k in ("val_iou", "val_dice")},
+        }
+        metadata = Metadata(task.network, arguments, recipe.preprocessing, names, training, task.licence, INTENDED_USE)
+        weights.save(task.out / file, kept, metadata)
+
+    measured = "average of weights (EMA)" if recipe.ema_decay else "weights"
+
+    def keep_last(bare: nn.Module, average: nn.Module | None, row: dict) -> None:
+        unmeasured = {**row, "val_iou": None, "val_dice": None} if average else row
+        keep(LAST, bare, unmeasured, "weights of the last epoch")
+        if average is not None:
+            keep(AVERAGE, average, row, "average of weights (EMA) at the last epoch")
+
+    def told(row: dict) -> None:
+        board.add(row)
+        reporter.epoch(row)
+
+    with _stop_requests(reporter) as stop:
+        hooks = Hooks(
+            step=reporter.step,
+            epoch=told,
+            stop=stop,
+            keep_best=lambda kept, row: keep(BEST, kept, row, f"{measured} of the epoch with the best validation IoU"),
+            keep_last=keep_last,
+        )
+        progress = fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks)
+    board.close()
+    return progress
+
+
+def _saved(task: Task) -> dict[str, Any] | None:
+    """What the folder says of the run that is there, None when there is none. Raises UsageError when it may not be touched."""
+    path = task.out / RECIPE_FILE
+    if not path.is_file():
+        if task.out.exists() and (not task.out.is_dir() or any(task.out.iterdir())) and not task.resume:
+            raise UsageError(f"{task.out} exists and is no run; give another --out")
+        return None
+    if not task.resume and "LOCAL_RANK" not in os.environ:  # a further process of this very training may find it
+        raise UsageError(f"{task.out} already holds a run; add --resume to go on with it, or give another --out")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); give another --out") from error
+    return content
+
+
+def _resolved(task: Task, classes: int, saved: dict[str, Any] | None) -> Recipe:
+    """The recipe with nothing left to choose: precision, and softmax where the loss has one."""
+    recipe = task.recipe
+    if recipe.precision == "auto":
+        recipe = replace(recipe, precision=_precision(task, saved))
+    if recipe.loss == "boundary-dou" and classes > 1:
+        recipe = replace(recipe, preprocessing=replace(recipe.preprocessing, activation="softmax"))
+    elif recipe.preprocessing.activation == "softmax":
+        raise UsageError(
+            "recipe preprocessing.activation is softmax, which only loss=boundary-dou with two or more classes trains"
+        )
+    if saved and json.loads(json.dumps(recipe.to_dict())) != saved.get("recipe"):
+        differing = _first_difference(saved.get("recipe", {}), json.loads(json.dumps(recipe.to_dict())))
+        raise UsageError(f"{task.out} was begun with another recipe ({differing}); go on with the same, or give another --out")
+    return recipe
+
+
+def _precision(task: Task, saved: dict[str, Any] | None) -> str:
+    if saved:
+        return from_dict(saved["recipe"]).precision
+    if task.device == "cpu" or not torch.cuda.is_available():
+        return "bf16-mixed" if host.has_bfloat16() else "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+                return _first_difference(old[key], new[key], f"{prefix}{key}.")
+            return f"{prefix}{key} was {old.get(key)!r} and is {new.get(key)!r}"
+    return "an unknown difference"
+
+
+def _arguments(task: Task, recipe: Recipe, classes: int) -> dict[str, Any]:
+    """What the network is built with: channels and classes from recipe and data, `image_size` for those that take one."""
+    arguments = {"in_channels": recipe.preprocessing.in_channels, "num_classes": classes, **task.arguments}
+    if "image_size" in inspect.signature(networks.builder(task.network)).parameters:
+        arguments.setdefault("image_size", recipe.preprocessing.height)
+    return arguments
+
+
+def _require_fitting_size(network: str, arguments: dict[str, Any], preprocessing: Preprocessing) -> None:
+    """Raise UsageError when the network cannot take the recipe's size; found out without computing anything."""
+    shape = (1, preprocessing.in_channels, preprocessing.height, preprocessing.width)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            networks.create(network, **arguments).eval()(torch.empty(shape))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _fabric(task: Task, recipe: Recipe) -> Fabric:
+    if task.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda, but PyTorch sees no GPU here; use --device cpu")
+    accelerator = {"cpu": "cpu", "cuda": "cuda", "auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(task.device)
+    if accelerator is None:
+        raise UsageError(f"device is {task.device!r}; choose auto, cpu or cuda")
+    if accelerator == "cuda" and task.devices > torch.cuda.device_count():
+        raise UsageError(f"devices is {task.devices}, but there are {torch.cuda.device_count()} GPUs here")
+    strategy: Any = "auto"
+    if task.devices > 1:
+        from lightning.fabric.strategies import DDPStrategy
+
+        strategy = DDPStrategy(find_unused_parameters=True)  # MedT has parameters that nothing uses
+    precision: Any = recipe.precision
+    fabric = Fabric(accelerator=accelerator, devices=task.devices, strategy=strategy, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def _synchronised(network: nn.Module, fabric: Fabric, reporter: Reporter) -> nn.Module:
+    if fabric.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    reporter.say("PyTorch has no synchronised BatchNorm on the CPU: each process normalises by the statistics of its own share")
+    return network
+
+
+def _require_partition(cases: list[Cases]) -> None:
+    for part in cases:
+        for name, mask in zip(part.names, part.masks, strict=True):
+            if (mask.sum(-1) != 1).any():
+                raise InputError(
+                    f"{name!r} has pixels in no class or in several, which a softmax cannot learn; "
+                    "give every pixel one class, the background as a class of its own, or train with loss=bce-dice"
+                )
+
+
+def _identity(network: str, arguments: dict[str, Any], recipe: Recipe, cases: list[Cases]) -> str:
+    told = json.dumps([network, arguments, recipe.to_dict(), *(part.digest for part in cases)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _provenance(task: Task, recipe: Recipe, cases: list[Cases]) -> dict[str, Any]:
+    return {
+        "dataset": task.dataset.resolve().name,
+        "train_list": task.train_list.name,
+        "train_cases": len(cases[0]),
+        "validation_list": task.validation_list.name,
+        "validation_cases": len(cases[1]),
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+        "recipe": recipe.to_dict(),
+        "program": f"cmunext {cmunext.__version__}, torch {torch.__version__}",
+    }
+
+
+@contextmanager
+def _stop_requests(reporter: Reporter) -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask for a stop after the running step; a second SIGINT stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        reporter.say("stopping after this step ...")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Board:
+    """TensorBoard scalars of the run, where tensorboard is installed."""
+
+    def __init__(self, run: Path, wanted: bool):
+        self.writer = None
+        if wanted:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+            done = checkpoint.epochs_written(run)
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def add(self, row: dict) -> None:
+        if self.writer is not None:
+            for name, value in row.items():
+                if name != "epoch" and value is not None:
+                    self.writer.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,42 @@
+"""Batches: every case once, whatever the number of processes, and the same view of it wherever it is made."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cmunext.data.dataset import Cases
+from cmunext.training.batches import epoch_batches, share, training_batch
+from cmunext.training.recipe import DEFAULT
+
+
+@pytest.mark.parametrize(("cases", "batch_size"), [(452, 8), (9, 4), (3, 8), (17, 16)])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_nothing_is_seen_twice_or_missed(cases: int, batch_size: int, processes: int) -> None:
+    recipe = replace(DEFAULT, batch_size=batch_size)
+    batches = epoch_batches(cases, recipe, epoch=4)
+    assert sorted(np.concatenate(batches)) == list(range(cases))
+    for batch in batches:
+        parts = [share(batch, rank, processes) for rank in range(processes)]
+        seen = np.concatenate([part.indices[: part.count] for part in parts])
+        assert sorted(seen) == sorted(batch)
+        assert all(len(part.indices) for part in parts)
+        values = np.random.default_rng(0).random(cases)  # a loss for each case
+        local = [part.weight * values[part.indices[: part.count]].mean() if part.count else 0.0 for part in parts]
+        assert np.mean(local) == pytest.approx(values[batch].mean(), rel=1e-12)
+
+
+def test_epochs_differ_and_seeds_repeat() -> None:
+    first, second = epoch_batches(40, DEFAULT, 0), epoch_batches(40, DEFAULT, 1)
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+    np.testing.assert_array_equal(np.concatenate(first), np.concatenate(epoch_batches(40, DEFAULT, 0)))
+
+
+def test_a_case_looks_the_same_in_any_share() -> None:
+    generator = np.random.default_rng(0)
+    cases = Cases(tuple("abcd"), generator.integers(0, 256, (4, 8, 8, 3), np.uint8), np.ones((4, 1, 8, 8, 1), np.uint8))
+    whole, _ = training_batch(cases, np.array([0, 1, 2, 3]), DEFAULT, epoch=2)
+    part, _ = training_batch(cases, np.array([1, 3]), DEFAULT, epoch=2)
+    np.testing.assert_array_equal(whole[[1, 3]].numpy(), part.numpy())
+    assert whole.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,102 @@
+"""The loop itself: NaN, frozen statistics, and two processes that take the same steps as one."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+from tests.datasets import write_dataset
+
+from cmunext.cli.main import main
+
+SETTINGS = ("epochs=3", "size=32", "batch_size=5", "learning_rate=0.05", "freeze_batch_statistics=true", "precision=32-true")
+
+
+class Done(NamedTuple):
+    code: int
+    told: str  # stderr, its line breaks as blanks
+
+
+def arguments(dataset: Path, out: Path, *more: str) -> list[str]:
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    lists = ["--train", "train.txt", "--val", "val.txt"]
+    fixed = ["--network", "cmunext-s", "--out", str(out), "--device", "cpu", "--threads", "1"]
+    return ["train", str(dataset), *lists, *fixed, *settings, *more]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process."""
+
+    def run_here(dataset: Path, out: Path, *more: str) -> Done:
+        code = main(arguments(dataset, out, *more))
+        return Done(code, " ".join(capsys.readouterr().err.split()))
+
+    return run_here
+
+
+def run_two_processes(dataset: Path, out: Path, *more: str) -> Done:
+    command = [sys.executable, "-m", "cmunext", *arguments(dataset, out, *more), "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    return Done(done.returncode, " ".join(done.stderr.split()))
+
+
+def history(out: Path) -> np.ndarray:
+    with (out / "history.csv").open() as file:
+        return np.array([[float(value or "nan") for value in row.values()] for row in csv.DictReader(file)])
+
+
+@pytest.mark.parametrize("batch_size", [5, 7])
+def test_two_processes_take_the_steps_of_one(run, tmp_path: Path, batch_size: int) -> None:
+    """8 cases in batches of 5 are cut 3 + 2, then 2 + 1; in batches of 7 the last batch has one case, so one process has none."""
+    write_dataset(tmp_path / "data")
+    more = ("--set", f"batch_size={batch_size}")
+    one, two = run(tmp_path / "data", tmp_path / "one", *more), run_two_processes(tmp_path / "data", tmp_path / "two", *more)
+    assert one.code == 0, one.told
+    assert two.code == 0, two.told
+    assert "no synchronised BatchNorm on the CPU" in two.told
+    np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=2e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_cases(run, tmp_path: Path) -> None:
+    names = write_dataset(tmp_path / "data")
+    done = run(tmp_path / "data", tmp_path / "run", "--set", "learning_rate=1e30", "--set", "freeze_batch_statistics=false")
+    assert done.code == 1
+    told = done.told
+    assert "the loss is nan at step" in told
+    assert any(name in told for name in names)
+
+
+def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
+    names = write_dataset(tmp_path / "data", classes=2)
+    refused = run(tmp_path / "data", tmp_path / "run", "--set", "loss=boundary-dou")
+    assert refused.code == 1
+    assert "in no class or in several" in refused.told
+    for name in names:  # class 0 becomes the background of class 1
+        lesion = cv2.imread(str(tmp_path / "data/masks/1" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(tmp_path / "data/masks/0" / f"{name}.png"), 255 - lesion)
+    done = run(tmp_path / "data", tmp_path / "run", "--set", "loss=boundary-dou", "--resume")
+    assert done.code == 0, done.told
+    assert np.isfinite(history(tmp_path / "run")).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "told"),
+    [
+        (("--set", "size=40"), 2, "nearest size that works is 32 x 32"),
+        (("--network", "cmunext-xl"), 2, "no network 'cmunext-xl'"),
+        (("--val", "missing.txt"), 2, "missing.txt is neither a file"),
+        (("--device", "tpu"), 2, "choose auto, cpu or cuda"),
+    ],
+)
+def test_wrong_calls_are_one_sentence(run, tmp_path: Path, more: tuple[str, ...], code: int, told: str) -> None:
+    write_dataset(tmp_path / "data")
+    done = run(tmp_path / "data", tmp_path / "run", *more)
+    assert done.code == code, done.told
+    assert told in done.told
+    assert not (tmp_path / "run").exists(), "a refused call leaves nothing behind"
+    assert "Traceback" not in done.told

@@ -1,0 +1,90 @@
+"""Recipes and the schedule, against the figures measured from the authors' code."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmunext.errors import InputError, UsageError
+from cmunext.training.recipe import DEFAULT, PAPER, PAPER_QUIRKS, from_dict, named, with_settings
+from cmunext.training.schedule import learning_rate
+
+STEPS = 300 * 57  # 452 images in batches of 8
+
+
+def test_the_papers_learning_rate_lags_one_step() -> None:
+    rates = [learning_rate(PAPER, step, STEPS) for step in range(STEPS)]
+    assert rates[0] == rates[1] == 0.01
+    assert rates[2] == pytest.approx(0.01 * (1 - 1 / STEPS) ** 0.9, rel=1e-12)
+    assert rates[-1] == pytest.approx(2.892e-06, rel=1e-3)
+    assert learning_rate(replace(PAPER, schedule_lag=False), STEPS - 1, STEPS) == pytest.approx(1.550e-06, rel=1e-3)
+
+
+def test_cosine_with_warm_up() -> None:
+    recipe = replace(DEFAULT, schedule="cosine", schedule_lag=False, epochs=10, warmup_epochs=1, learning_rate=1.0)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    assert rates[50] == pytest.approx(0.5)
+    assert all(np.diff(rates[10:]) < 0)
+
+
+def test_the_papers_double_normalisation_and_bgr() -> None:
+    scale, offset = PAPER.preprocessing.scale_and_offset
+    np.testing.assert_allclose(offset, [-0.00830551, -0.00798319, -0.00707625], rtol=1e-5)
+    np.testing.assert_allclose(255 * scale + offset, [0.00881925, 0.00952381, 0.01035294], rtol=1e-5)
+    assert PAPER.preprocessing.channels == "bgr"
+    assert len(PAPER_QUIRKS) >= 6
+
+
+def test_default_differs_from_the_paper_only_where_it_says() -> None:
+    differing = {key for key, value in DEFAULT.to_dict().items() if value != PAPER.to_dict()[key]}
+    assert differing == {"name", "preprocessing", "ema_decay", "precision"}
+
+
+def test_settings() -> None:
+    recipe = with_settings(PAPER, ["epochs=5", "size=128", "augmentation.flip=0", "optimizer=adamw", "learning_rate=1"])
+    assert (recipe.epochs, recipe.preprocessing.height, recipe.preprocessing.width) == (5, 128, 128)
+    assert (recipe.augmentation.flip, recipe.optimizer, recipe.learning_rate) == (0.0, "adamw", 1.0)
+    assert recipe.preprocessing.final_scale == PAPER.preprocessing.final_scale
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("epochs", "no '='"),
+        ("epoch=5", "no setting 'epoch'"),
+        ("epochs=many", "must be of the type of 300"),
+        ("epochs=0", "at least 1"),
+        ("optimizer=lion", "choose one of sgd, adamw"),
+        ("augmentation=3", "set its parts"),
+        ("augmentation.flop=1", "no setting 'augmentation.flop'"),
+        ("preprocessing.height=128", "rotated by 90 degrees"),
+        ("ema_decay=1.0", r"\[0, 1\)"),
+        ("preprocessing.channels=hsv", "rgb, bgr, grey"),
+    ],
+)
+def test_bad_settings_are_told(setting: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        with_settings(PAPER, [setting])
+
+
+def test_a_saved_recipe_reads_back(tmp_path: Path) -> None:
+    recipe = with_settings(DEFAULT, ["epochs=7", "augmentation.scale=1.25"])
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"recipe": recipe.to_dict(), "network": "cmunext-s"}))
+    assert named(path) == recipe
+    assert from_dict(recipe.to_dict()) == recipe
+    assert named("paper") == PAPER
+
+
+def test_what_is_no_recipe_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe 'strange'"):
+        named("strange")
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(InputError, match="must hold a JSON object"):
+        named(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        named(tmp_path / "b.json")
