@@ -1,0 +1,146 @@
+"""The demonstration: phantoms of which the truth is known, segmented on the same road as any image, scored and drawn."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cmunext.errors import UsageError
+from cmunext.image.files import read_mask, write_image, write_mask
+from cmunext.image.overlay import ORANGE, SKY, overlay
+from cmunext.inference.results import segment_files
+from cmunext.inference.segmenter import Segmenter
+from cmunext.metrics import count as count_pixels
+from cmunext.metrics import scores
+from cmunext.phantom import FIELD_WIDTH, simulate
+from cmunext.storage import write_json
+
+SUMMARY = "demo.json"
+TILE = (420, 349)  # of the contact sheet: width and height, pixels
+CAPTION = 34
+TRUTH, PREDICTION = SKY, ORANGE
+
+
+def demonstrate(
+    segmenter: Segmenter,
+    out: str | os.PathLike[str],
+    count: int = 8,
+    seed: int = 0,
+    weights: str = "",
+    on_phantom: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Simulate `count` phantoms with the seeds `seed`, `seed + 1`, ..., segment them, and write everything into the folder `out`.
+
+    It gets images/ and masks/0/ (a dataset in the usual layout), segmentation/ (as `segment_files` writes it), compared/ (truth
+    in blue and prediction in orange), contact-sheet.png and demo.json. A folder of an earlier demonstration is written into again.
+
+    Parameters
+    ----------
+    weights : what the results name as the weights.
+    on_phantom : called with each phantom's entry when it is done.
+
+    Returns
+    -------
+    What demo.json holds: {"weights", "mean_iou", "contact_sheet", "phantoms": [entry, ...]}, each entry {"seed", "image", "truth",
+    "mask", "compared", "iou", "dice", "lesions"}.
+
+    Raises
+    ------
+    UsageError : when the network knows more than one class, or `out` holds something else.
+    OSError : when the folder cannot be written.
+    """
+    folder = Path(out)
+    if segmenter.metadata.num_classes != 1:
+        raise UsageError(
+            f"the phantoms hold one class, and these weights know {segmenter.metadata.num_classes}; choose other weights"
+        )
+    if count < 1 or seed < 0:
+        raise UsageError(f"count is {count} and seed {seed}; count must be at least 1 and seed at least 0")
+    _check_folder(folder)
+    entries, tiles = [], []
+    write_json(folder / SUMMARY, {})  # from here on the folder is ours
+    for number in range(seed, seed + count):
+        name = f"phantom-{number:03d}.png"
+        image, truth = simulate(number)
+        write_image(folder / "images" / name, image)
+        write_mask(folder / "masks" / "0" / name, truth)
+        spacing = (FIELD_WIDTH / image.shape[1],) * 2
+        (result,) = segment_files(segmenter, [folder / "images" / name], folder / "segmentation", spacing, True, weights)
+        assert result.record is not None  # it reads what was just written
+        prediction = read_mask(result.record["mask"])
+        score = scores(count_pixels(prediction[None], truth[None]))
+        entry = {
+            "seed": number,
+            "image": str(folder / "images" / name),
+            "truth": str(folder / "masks" / "0" / name),
+            "mask": result.record["mask"],
+            "compared": str(folder / "compared" / name),
+            "iou": float(score["iou"][0]),
+            "dice": float(score["dice"][0]),
+            "lesions": result.record["lesions"],
+        }
+        write_image(entry["compared"], compare(image, truth, prediction))
+        tiles.append(_tile(image, truth, prediction, f"phantom {number}   IoU {entry['iou']:.2f}"))
+        entries.append(entry)
+        if on_phantom:
+            on_phantom(entry)
+    summary = {
+        "weights": weights,
+        "mean_iou": float(np.mean([entry["iou"] for entry in entries])),
+        "contact_sheet": str(folder / "contact-sheet.png"),
+        "phantoms": entries,
+    }
+    write_image(summary["contact_sheet"], contact_sheet(tiles))
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def compare(image: NDArray[np.uint8], truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The outlines of truth (blue) and prediction (orange) on an image: uint8 H x W x 3 (RGB)."""
+    return overlay(image, np.stack([truth, prediction]), (TRUTH, PREDICTION), opacity=0)
+
+
+def contact_sheet(tiles: list[NDArray[np.uint8]], columns: int = 4) -> NDArray[np.uint8]:
+    """Tiles of one size in rows of `columns`, with a legend under them: uint8 RGB."""
+    height, width = tiles[0].shape[:2]
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = np.full((rows * height + CAPTION, columns * width, 3), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = tile
+    for left, text, colour in ((12, "truth", TRUTH), (112, "prediction", PREDICTION)):
+        cv2.rectangle(sheet, (left, rows * height + 11), (left + 18, rows * height + 23), colour, cv2.FILLED)
+        _write(sheet, text, (left + 26, rows * height + 23), (0, 0, 0))
+    return sheet
+
+
+def _tile(image: NDArray[np.uint8], truth: NDArray[np.bool_], prediction: NDArray[np.bool_], caption: str) -> NDArray[np.uint8]:
+    """Outlines drawn at the tile's own size, so that the lines stay crisp."""
+    small = cv2.resize(image, TILE, interpolation=cv2.INTER_AREA)
+    masks = [cv2.resize(mask.astype(np.float32), TILE, interpolation=cv2.INTER_AREA) > 0.5 for mask in (truth, prediction)]
+    tile = np.full((TILE[1] + CAPTION, TILE[0] + 4, 3), 255, np.uint8)
+    tile[: TILE[1], 2 : TILE[0] + 2] = compare(small, *masks)
+    _write(tile, caption, (12, TILE[1] + 22), (0, 0, 0))
+    return tile
+
+
+def _write(picture: NDArray[np.uint8], text: str, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    cv2.putText(picture, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: this is a file; name a folder for the demonstration")
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            ours = isinstance(json.loads((folder / SUMMARY).read_text(encoding="utf-8")), dict)
+        except (OSError, ValueError):
+            ours = False
+        if not ours:
+            raise UsageError(f"{folder}: this folder holds something else than a demonstration; choose another --out")
