@@ -1,0 +1,149 @@
+"""Measuring weights on a list of cases: image -> logits -> mask -> counts -> scores.
+
+The road from image to mask is the one that `cmunext segment` takes. A case that cannot be read is reported, the others are done.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cmunext.benchmark.scores import Evaluation, Size
+from cmunext.benchmark.statistics import Reliability
+from cmunext.data.dataset import resize_mask
+from cmunext.data.layout import Layout
+from cmunext.data.table import class_of, dataset_table
+from cmunext.errors import InputError, UsageError
+from cmunext.image.files import read_image, read_mask
+from cmunext.inference.segmenter import BACKGROUND, Segmenter
+from cmunext.metrics import Counts, count
+
+
+def evaluate(
+    segmenter: Segmenter,
+    layout: Layout,
+    names: Sequence[str],
+    *,
+    at: Size = "native",
+    surface: bool = False,
+    tolerance: float = 2.0,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Evaluation:
+    """Measure weights on cases of a dataset.
+
+    Parameters
+    ----------
+    segmenter : the weights. A class named "background" beside others is not measured.
+    layout, names : the dataset, and which of its cases.
+    at : "native" compares at the size of the image; "network" brings the truth to the network's size with `cv2.INTER_NEAREST`
+        and compares there, as the paper does.
+    surface : also HD95 and surface Dice (needs SciPy; ModuleNotFoundError without it).
+    tolerance : of surface Dice, pixels at the size of comparison.
+    track : wraps the names, for a progress bar.
+
+    Raises
+    ------
+    UsageError : an unknown `at`, no names, or a negative tolerance.
+    InputError : weights and dataset differ in their number of classes, or no case could be measured.
+    """
+    if at not in ("native", "network"):
+        raise UsageError(f"the size of comparison is {at!r}; it must be native or network")
+    if not names:
+        raise UsageError("there is no case to measure; give at least one name")
+    classes = segmenter.metadata.classes
+    if len(classes) != layout.classes:
+        raise InputError(
+            f"the weights have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of {layout.classes}; "
+            "give weights and a dataset of the same classes"
+        )
+    measure_surface = _surface_measure(tolerance) if surface else None
+    table = dataset_table(layout.root)
+    measured: list[tuple[str, _Measured]] = []
+    failures: list[tuple[str, str]] = []
+    for name in track(names):
+        try:
+            measured.append((name, _measure(segmenter, layout, name, at, measure_surface)))
+        except (InputError, OSError) as error:
+            failures.append((name, str(error)))
+    if not measured:
+        raise InputError(f"none of the {len(names)} cases could be measured; the first: {failures[0][1]}")
+
+    results = [result for _, result in measured]
+    kept = [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
+    surfaces = np.array([result.surface for result in results])[:, kept] if surface else None  # N x K x 2
+    return Evaluation(
+        cases=tuple(name for name, _ in measured),
+        kinds=tuple(class_of(name, table.get(name, {})) for name, _ in measured),
+        sizes=tuple(result.size for result in results),
+        classes=tuple(classes[k] for k in kept),
+        counts=Counts.stack([result.counts[kept] for result in results]),
+        ece=np.array([[result.reliability[k].expected_calibration_error for k in kept] for result in results]),
+        reliability=tuple(_sum(result.reliability[k] for result in results) for k in kept),
+        hd95=None if surfaces is None else surfaces[..., 0],
+        surface_dice=None if surfaces is None else surfaces[..., 1],
+        failures=tuple(failures),
+        at=at,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    size: tuple[int, int]
+    counts: Counts  # of (K,)
+    reliability: tuple[Reliability, ...]
+    surface: tuple[tuple[float, float], ...]  # (hd95, surface dice) of each class, or nothing
+
+
+_SurfaceMeasure = Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, float]]
+
+
+def _measure(segmenter: Segmenter, layout: Layout, name: str, at: Size, surface: _SurfaceMeasure | None) -> _Measured:
+    image, truth = _read(layout, name)
+    preprocessing = segmenter.preprocessing
+    if at == "network":
+        resized = resize_mask(truth.transpose(1, 2, 0).astype(np.uint8), preprocessing, cv2.INTER_NEAREST)  # KHW -> HWK
+        truth = resized.transpose(2, 0, 1).astype(bool)  # HWK -> KHW
+    height, width = truth.shape[1:]
+    probability = preprocessing.to_probability(segmenter.predict_logits(image), (height, width))
+    mask = preprocessing.binarise(probability)
+    return _Measured(
+        (height, width),
+        count(mask, truth),
+        tuple(Reliability.of(p, t) for p, t in zip(probability, truth, strict=True)),
+        tuple(surface(m, t) for m, t in zip(mask, truth, strict=True)) if surface else (),
+    )
+
+
+def _read(layout: Layout, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image and masks (bool K x H x W) at native size."""
+    image = read_image(layout.image(name))
+    files = layout.masks(name)
+    masks = [read_mask(file) for file in files]
+    for file, mask in zip(files, masks, strict=True):
+        if mask.shape != image.shape[:2]:
+            raise InputError(
+                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {image.shape[0]} x {image.shape[1]}; "
+                "`cmunext prepare` brings them to one size"
+            )
+    return image, np.stack(masks)
+
+
+def _surface_measure(tolerance: float) -> _SurfaceMeasure:
+    from cmunext.benchmark.surface import hd95_of, surface_dice_of, surface_distances  # SciPy, only where it is asked for
+
+    surface_dice_of(np.empty(0), np.empty(0), tolerance)  # refuses a bad tolerance before any case is read
+
+    def measure(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float]:
+        distances = surface_distances(prediction, truth)
+        return hd95_of(*distances), surface_dice_of(*distances, tolerance)
+
+    return measure
+
+
+def _sum(parts: Iterable[Reliability]) -> Reliability:
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first

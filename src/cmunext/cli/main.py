@@ -1,0 +1,99 @@
+"""The command `cmunext`: finds a command's module, runs it, and turns every failure into one sentence and an exit code."""
+
+import os
+import sys
+from importlib import import_module
+
+from cmunext import __version__
+from cmunext.errors import InputError, UsageError
+
+COMMANDS = {  # name -> (module, what it does), in the order of the help; a module is imported only when its command runs
+    "segment": ("cmunext.cli.segment", "outline and measure lesions in images"),
+    "demo": ("cmunext.cli.demo", "the main job on images that the program makes itself"),
+    "prepare": ("cmunext.cli.data", "bring a download into the dataset layout"),
+    "audit": ("cmunext.cli.data", "look for what is wrong in a dataset and its lists"),
+    "split": ("cmunext.cli.data", "write lists of training and validation cases"),
+    "train": ("cmunext.cli.train", "train a network, or go on with a training"),
+    "evaluate": ("cmunext.cli.evaluate", "score weights on a list of cases"),
+    "networks": ("cmunext.cli.networks", "the networks, their parameters and cost"),
+    "export": ("cmunext.cli.export", "write weights as ONNX, checked against PyTorch"),
+}
+
+
+def run() -> None:
+    """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            print(_help())
+            return 0 if arguments else 2
+        case ["--version", *_]:
+            print(f"cmunext {__version__}")
+            return 0
+        case [name, *_] if name not in COMMANDS:
+            return _fail(f"there is no command {name!r}; choose one of {', '.join(COMMANDS)}", 2)
+    try:
+        return _run_command(*arguments)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except (InputError, OSError) as error:
+        return _fail(_sentence(error), 1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in (
+            "torch",
+            "lightning",
+            "safetensors",
+            "scipy",
+            "onnx",
+            "onnxscript",
+        ):
+            raise
+        return _fail(f"{arguments[0]} needs {error.name}, which is not installed; run: pip install 'cmunext[train]'", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished files are whole and stay", 130)
+
+
+def command(name: str):
+    """The typer application of one command."""
+    import typer
+
+    module, _ = COMMANDS[name]
+    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    application.command(name)(getattr(import_module(module), name))
+    return application
+
+
+def _run_command(name: str, *arguments: str) -> int:
+    try:
+        command(name)(args=list(arguments), prog_name=f"cmunext {name}")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "Usage: cmunext COMMAND [OPTIONS]\n\nLightweight 2-D medical image segmentation.\n\n"
+        f"Commands:\n{rows}\n\n`cmunext COMMAND --help` tells a command's options. Research software, not a medical device."
+    )
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; nothing was left half-written, mend this and run it again"
+    return str(error)
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("CMUNEXT_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

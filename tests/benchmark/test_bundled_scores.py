@@ -1,0 +1,36 @@
+"""The bundled weights on the official validation list they were not trained on: what the README and the card may claim."""
+
+from pathlib import Path
+
+import pytest
+
+from cmunext.benchmark.evaluate import evaluate
+from cmunext.data.layout import Layout
+from cmunext.inference.segmenter import Segmenter, bundled_names
+
+NAME = "cmunext-s-busi"
+
+
+@pytest.fixture(scope="module")
+def busi(shared: Path) -> Layout:
+    if NAME not in bundled_names():
+        pytest.skip(f"this checkout holds no bundled weights {NAME}")
+    return Layout.open(shared / "data" / "busi")
+
+
+@pytest.fixture(scope="module")
+def through_onnx(busi: Layout):
+    return evaluate(Segmenter.load(NAME), busi, busi.read_list("busi_val1.txt"))
+
+
+def test_iou_on_the_official_list(through_onnx):
+    summary = through_onnx.summary()
+    assert (summary["n"], summary["failures"]) == (195, [])
+    assert summary["per_image"]["iou"] >= 0.66
+
+
+@pytest.mark.slow
+def test_torch_gives_the_same_score(busi, through_onnx):
+    pytest.importorskip("torch", reason="torch is not installed")
+    through_torch = evaluate(Segmenter.load(NAME, backend="torch"), busi, busi.read_list("busi_val1.txt")).summary()
+    assert through_torch["per_image"]["iou"] == pytest.approx(through_onnx.summary()["per_image"]["iou"], abs=0.002)

@@ -1,0 +1,218 @@
+"""Evaluation of a network whose answer is known: it outlines what is bright. The segmenter, files and dataset folder are real."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cmunext.benchmark.evaluate import evaluate
+from cmunext.data.layout import Layout
+from cmunext.errors import InputError, UsageError
+from cmunext.image.files import read_image, read_mask, write_image, write_mask
+from cmunext.image.preprocess import Preprocessing
+from cmunext.inference.segmenter import Segmenter
+from cmunext.metadata import Metadata
+from cmunext.metrics import SCORES
+
+SIZE = (48, 64)  # of the network
+NAMES = ("benign (1)", "benign (2)", "malignant (1)", "case7")
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """A backend whose logits are brightness: positive above half; a second class is what is dark."""
+
+    metadata: Metadata
+    name: str = "brightness"
+    precision: str = "float32"
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        return np.concatenate([batch * 8, -batch * 8], axis=1)[:, : self.metadata.num_classes]
+
+
+def brightness(classes: tuple[str, ...] = ("lesion",), activation: str = "sigmoid") -> Segmenter:
+    preprocessing = Preprocessing(*SIZE, channels="grey", mean=(0.5,), std=(0.5,), activation=activation)
+    arguments = {"in_channels": 1, "num_classes": len(classes)}
+    return Segmenter(Brightness(Metadata("cmunext-s", arguments, preprocessing, classes)))
+
+
+def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four cases of different sizes: a good answer, a shifted one, a miss, and an empty truth answered rightly with nothing."""
+    root = tmp_path / "data"
+    bright = [disc((96, 128), (50, 60), 20), disc((60, 90), (30, 40), 12), disc((100, 80), (20, 20), 9), np.zeros((64, 64), bool)]
+    truth = [bright[0], disc((60, 90), (30, 46), 12), disc((100, 80), (80, 60), 9), np.zeros((64, 64), bool)]
+    for name, image, mask in zip(NAMES, bright, truth, strict=True):
+        write_image(root / "images" / f"{name}.png", np.where(image, 230, 20).astype(np.uint8))
+        write_mask(root / "masks" / "0" / f"{name}.png", mask)
+    (root / "all.txt").write_text("\n".join(NAMES))
+    return root
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_counts_are_those_of_the_masks_that_segment_gives(dataset):
+    segmenter = brightness()
+    evaluation = evaluate(segmenter, Layout.open(dataset), NAMES)
+    for n, name in enumerate(NAMES):
+        image, truth = read_image(dataset / "images" / f"{name}.png"), read_mask(dataset / "masks/0" / f"{name}.png")
+        mask = segmenter(image).mask
+        found = tuple(int(getattr(evaluation.counts, key)[n, 0]) for key in ("tp", "fp", "fn", "tn"))
+        assert found == ((mask & truth).sum(), (mask & ~truth).sum(), (~mask & truth).sum(), (~mask & ~truth).sum())
+    iou = evaluation.per_image()["iou"]
+    assert iou[0] > 0.9
+    assert 0.3 < iou[1] < 0.7
+    assert (iou[2], iou[3]) == (0, 1)
+
+
+def test_network_size_compares_there_with_the_nearest_truth(dataset):
+    segmenter = brightness()
+    evaluation = evaluate(segmenter, Layout.open(dataset), NAMES, at="network")
+    assert set(evaluation.sizes) == {SIZE}
+    image, truth = read_image(dataset / "images/benign (2).png"), read_mask(dataset / "masks/0/benign (2).png")
+    small = cv2.resize(truth.astype(np.uint8), SIZE[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    mask = segmenter.predict_logits(image)[0] > 0
+    expected = (mask & small).sum() / (mask | small).sum()
+    assert evaluation.per_image()["iou"][1] == pytest.approx(expected, rel=1e-15)
+
+
+def test_table_has_one_row_a_case(dataset, tmp_path):
+    evaluation = evaluate(brightness(), Layout.open(dataset), NAMES, surface=True, tolerance=3)
+    evaluation.write(tmp_path / "out" / "scores.csv")
+    rows = rows_of(tmp_path / "out" / "scores.csv")
+    assert [row["case"] for row in rows] == list(NAMES)
+    assert [row["class"] for row in rows] == ["benign", "benign", "malignant", ""]
+    assert list(rows[0]) == [
+        "case", "class", "height", "width", "tp", "fp", "fn", "tn", *SCORES, "ece", "hd95", "surface_dice",
+    ]  # fmt: skip
+    assert (rows[0]["height"], rows[0]["width"]) == ("96", "128")
+    assert [float(row["iou"]) for row in rows] == evaluation.per_image()["iou"].tolist()  # to the last bit
+    assert (rows[3]["sensitivity"], rows[3]["iou"], rows[3]["hd95"], rows[3]["surface_dice"]) == ("", "1.0", "0.0", "1.0")
+    assert float(rows[1]["hd95"]) == pytest.approx(6, abs=1)
+    assert float(rows[2]["hd95"]) > 60
+
+
+def test_summary(dataset):
+    evaluation = evaluate(brightness(), Layout.open(dataset), NAMES, surface=True)
+    summary = evaluation.summary()
+    iou = evaluation.per_image()["iou"]
+    assert summary["n"] == 4
+    assert summary["per_image"]["iou"] == pytest.approx(iou.mean())
+    assert set(SCORES) <= set(summary["per_image"])
+    assert summary["per_image_over"]["sensitivity"] == 3
+    assert set(summary["pooled"]) == set(SCORES)
+    tp, fp, fn = (getattr(evaluation.counts, key).sum() for key in ("tp", "fp", "fn"))
+    assert summary["pooled"]["iou"] == pytest.approx(tp / (tp + fp + fn))
+    assert summary["share_iou_below_0.1"] == 0.25
+    low, high = summary["intervals"]["iou"]
+    assert low < iou.mean() < high
+    assert summary["intervals"]["drawn"] == 4
+    assert evaluation.summary(groups=["a", "a", "b", "b"])["intervals"]["drawn"] == 2
+    json.dumps(summary, allow_nan=False)
+
+
+def test_infinite_distances_are_left_out_of_the_mean_and_counted_in_the_median(dataset):
+    for name in NAMES[:3]:
+        write_image(dataset / "images" / f"{name}.png", np.full(read_mask(dataset / f"masks/0/{name}.png").shape, 20, np.uint8))
+    evaluation = evaluate(brightness(), Layout.open(dataset), NAMES, surface=True)
+    assert evaluation.hd95[:, 0].tolist() == [math.inf, math.inf, math.inf, 0]
+    summary = evaluation.summary()
+    assert (summary["per_image"]["hd95"], summary["per_image_over"]["hd95"], summary["hd95_median"]) == (0, 1, None)
+    assert summary["per_image"]["precision"] is None
+    assert [row[evaluation.table()[0].index("hd95")] for row in evaluation.table()[1]] == ["inf", "inf", "inf", "0.0"]
+
+
+def test_calibration_is_of_the_probabilities(dataset):
+    segmenter = brightness()
+    evaluation = evaluate(segmenter, Layout.open(dataset), NAMES)
+    name = NAMES[1]
+    probability = segmenter(dataset / "images" / f"{name}.png").probability.astype(np.float64).ravel()
+    truth = read_mask(dataset / "masks/0" / f"{name}.png").ravel()
+    expected = 0.0
+    for i in range(15):
+        inside = (probability >= i / 15) & ((probability < (i + 1) / 15) | (i == 14))
+        expected += abs(probability[inside].sum() - truth[inside].sum()) / len(truth)
+    assert evaluation.ece[1, 0] == pytest.approx(expected, rel=1e-6)
+    pixels = sum(height * width for height, width in evaluation.sizes)
+    assert int(evaluation.reliability[0].pixels.sum()) == pixels
+
+
+def with_second_class(root: Path) -> Path:
+    for name in NAMES:
+        write_mask(root / "masks/1" / f"{name}.png", ~read_mask(root / "masks/0" / f"{name}.png"))
+    return root
+
+
+def test_several_classes(dataset, tmp_path):
+    segmenter = brightness(("lesion", "rest"))
+    evaluation = evaluate(segmenter, Layout.open(with_second_class(dataset)), NAMES)
+    assert evaluation.counts.shape == (4, 2)
+    evaluation.write(tmp_path / "scores.csv")
+    rows = rows_of(tmp_path / "scores.csv")
+    assert float(rows[1]["iou"]) == pytest.approx((float(rows[1]["iou_lesion"]) + float(rows[1]["iou_rest"])) / 2)
+    assert int(rows[1]["tp_lesion"]) == int(rows[1]["tn_rest"])
+    assert "tp" not in rows[0]
+    summary = evaluation.summary()
+    assert [one["per_image"]["iou"] for one in summary["classes"]] == pytest.approx(
+        [np.mean([float(row[f"iou_{label}"]) for row in rows]) for label in ("lesion", "rest")]
+    )
+    assert summary["per_image"]["iou"] == pytest.approx(np.mean([float(row["iou"]) for row in rows]))
+
+
+def test_background_is_not_measured(dataset):
+    alone = evaluate(brightness(), Layout.open(dataset), NAMES)
+    segmenter = brightness(("lesion", "background"), activation="softmax")
+    beside = evaluate(segmenter, Layout.open(with_second_class(dataset)), NAMES, surface=True)
+    assert beside.classes == ("lesion",)
+    assert beside.hd95.shape == (4, 1)
+    assert beside.table()[0][:8] == alone.table()[0][:8]
+    np.testing.assert_array_equal(beside.counts.tp, alone.counts.tp)
+
+
+def test_a_broken_case_is_reported_and_the_others_done(dataset):
+    (dataset / "images/benign (1).png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    (dataset / "masks/0/malignant (1).png").unlink()
+    write_mask(dataset / "masks/0/case7.png", np.zeros((64, 65), bool))
+    evaluation = evaluate(brightness(), Layout.open(dataset), NAMES)
+    assert evaluation.cases == ("benign (2)",)
+    reasons = dict(evaluation.failures)
+    assert set(reasons) == {"benign (1)", "malignant (1)", "case7"}
+    assert "no mask" in reasons["malignant (1)"]
+    assert "64 x 65" in reasons["case7"]
+    assert [failure["case"] for failure in evaluation.summary()["failures"]] == list(reasons)
+
+
+def test_wrong_calls_are_named(dataset):
+    layout = Layout.open(dataset)
+    with pytest.raises(InputError, match="2 classes"):
+        evaluate(brightness(("a", "b")), layout, NAMES)
+    with pytest.raises(UsageError, match="'half'"):
+        evaluate(brightness(), layout, NAMES, at="half")
+    with pytest.raises(UsageError, match="no case"):
+        evaluate(brightness(), layout, [])
+    with pytest.raises(UsageError, match="-1"):
+        evaluate(brightness(), layout, NAMES, surface=True, tolerance=-1)
+    for name in NAMES:
+        (dataset / "masks/0" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of the 4 cases.*empty"):
+        evaluate(brightness(), Layout.open(dataset), NAMES)
+
+
+def test_evaluation_needs_neither_torch_nor_scipy():
+    code = "import sys, cmunext.benchmark.evaluate; print(sorted({'torch', 'scipy', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

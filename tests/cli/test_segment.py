@@ -1,0 +1,284 @@
+"""`cmunext segment` as its users meet it: files, exit codes, sentences, and nothing half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tests.encoded import encoded, png_header
+from tests.tiny_network import dark_discs, describe, write_network
+
+from cmunext.cli.main import main
+from cmunext.image.files import read_image, read_mask, write_image
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_network(tmp_path_factory.mktemp("weights") / "tiny.onnx"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, in which `images` holds two good images."""
+    write_image(tmp_path / "images" / "case (2).png", dark_discs((120, 160), ((50, 60, 20),)))
+    write_image(tmp_path / "images" / "case (10).png", dark_discs((90, 100), ((20, 20, 9), (70, 60, 15))))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_gives_masks_overlays_and_records(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", "images", "--weights", network]) == 0
+    out = folder / "segmentation"
+    expected = ["case (10)_mask.png", "case (10)_overlay.png", "case (2)_mask.png", "case (2)_overlay.png", "segmentation.json"]
+    assert names(out) == expected
+    records = json.loads((out / "segmentation.json").read_text())
+    assert [record["source"] for record in records] == ["images/case (2).png", "images/case (10).png"]
+    first, second = records
+    assert (first["width"], first["height"], first["weights"]) == (160, 120, network)
+    assert first["mask"] == "segmentation/case (2)_mask.png"
+    assert first["overlay"] == "segmentation/case (2)_overlay.png"
+    mask = read_mask(first["mask"])
+    assert mask.shape == (120, 160)
+    assert first["lesions"][0]["area"] == mask.sum()
+    assert first["lesions"][0]["area_mm2"] is None
+    assert len(second["lesions"]) == 2
+    overlay = read_image(first["overlay"])
+    assert overlay.shape == (120, 160, 3)
+    assert np.ptp(overlay[60, 45:55].astype(int), axis=1).min() > 10  # tinted inside
+    assert np.ptp(overlay[5, 5:155].astype(int), axis=1).max() == 0  # and grey outside
+    printed = capsys.readouterr()
+    assert "case (2).png" in printed.out
+    assert str(mask.sum()) in printed.out
+    assert "2 of 2 done" in printed.out
+    assert printed.err == ""
+
+
+def test_json_is_one_document_and_nothing_else(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", "images", "--weights", network, "--json", "--out", "there"]) == 0
+    printed = capsys.readouterr()
+    records = json.loads(printed.out)
+    assert records == json.loads((folder / "there" / "segmentation.json").read_text())
+    assert {"source", "mask", "overlay", "lesions", "width", "height"} <= records[0].keys()
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(("given", "factors"), [("0.1", (0.1, 0.1)), ("0.2,0.1", (0.2, 0.1))])
+def test_spacing(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str], given: str, factors: tuple[float, float]
+) -> None:
+    assert main(["segment", "images/case (2).png", "--weights", network, "--json", "--spacing", given]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["spacing_mm"] == list(factors)
+    assert record["lesions"][0]["area_mm2"] == pytest.approx(record["lesions"][0]["area"] * factors[0] * factors[1])
+    assert main(["segment", "images/case (2).png", "--weights", network, "--spacing", given]) == 0
+    assert f"{record['lesions'][0]['area_mm2']:.1f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "x", "1,2,3", "nan", ""])
+def test_a_spacing_that_is_none(folder: Path, network: str, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    assert main(["segment", "images", "--weights", network, f"--spacing={given}"]) == 2
+    assert "error: --spacing is" in capsys.readouterr().err
+    assert not (folder / "segmentation").exists()
+
+
+BAD = {
+    "empty.png": b"",
+    "text.png": b"hello\n" * 9,
+    "cut.png": encoded(".png", np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8))[:4000],
+    "cut.jpg": encoded(".jpg", np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8))[:3000],
+    "gigantic.png": png_header(20000, 20000),
+    "one.png": encoded(".png", np.zeros((1, 1), np.uint8)),
+    "nan.tif": encoded(".tif", np.full((20, 20), np.nan, np.float32)),
+}
+
+
+def test_over_a_folder_the_good_files_are_done_and_the_exit_code_tells(
+    folder: Path, network: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in BAD.items():
+        (folder / "images" / name).write_bytes(content)
+    assert main(["segment", "images", "--weights", network, "--json"]) == 1
+    printed = capfd.readouterr()
+    assert len(json.loads(printed.out)) == 2
+    lines = printed.err.splitlines()
+    assert len(lines) == len(BAD)
+    for name in BAD:
+        assert sum(line.startswith(f"error: images/{name}: ") for line in lines) == 1
+    assert len(names(folder / "segmentation")) == 5
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_single_bad_file(folder: Path, network: str, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    (folder / name).write_bytes(BAD[name])
+    assert main(["segment", name, "--weights", network]) == 1
+    printed = capfd.readouterr()
+    assert printed.err.startswith(f"error: {name}: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.png"], "none.png: there is no such file"),
+        (["images", "none*.png"], "no image matches"),
+        (["empty"], "no image in this folder"),
+        (["images", "--weights", "none"], "there are no weights 'none'"),
+        (["images", "--weights", "none.onnx"], "no such weights file"),
+        (["images", "--backend", "tflite"], "there is no backend 'tflite'"),
+        (["images", "--device", "tpu"], "there is no device 'tpu'"),
+        (["images", "--out", "images/case (2).png"], "this is a file"),
+    ],
+)
+def test_wrong_calls_write_nothing(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (folder / "empty").mkdir()
+    weights = [] if "--weights" in arguments else ["--weights", network]
+    assert main(["segment", *arguments, *weights]) == 2
+    assert message in capsys.readouterr().err
+    assert names(folder) == ["empty", "images"]
+    assert len(names(folder / "images")) == 2
+
+
+def test_running_again_replaces_its_own_results_and_nothing_else(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["segment", "images", "--weights", network]
+    assert main(call) == 0
+    before = {path.name: path.read_bytes() for path in (folder / "segmentation").iterdir()}
+    assert main(call) == 0
+    assert {path.name: path.read_bytes() for path in (folder / "segmentation").iterdir()} == before
+
+    write_image(folder / "images" / "new.png", dark_discs())
+    (folder / "segmentation" / "new_mask.png").write_bytes(b"drawn by hand")
+    assert main(call) == 2
+    assert "new_mask.png: this file exists and is not recorded" in capsys.readouterr().err
+    assert (folder / "segmentation" / "new_mask.png").read_bytes() == b"drawn by hand"
+    assert main([*call, "--overwrite"]) == 0
+    assert read_mask(folder / "segmentation" / "new_mask.png").any()
+
+
+def test_results_gather_over_runs(folder: Path, network: str) -> None:
+    assert main(["segment", "images/case (2).png", "--weights", network]) == 0
+    assert main(["segment", "images/case (10).png", "--weights", network]) == 0
+    assert main(["segment", "images/case (2).png", "--weights", network]) == 0
+    records = json.loads((folder / "segmentation" / "segmentation.json").read_text())
+    assert sorted(record["source"] for record in records) == ["images/case (10).png", "images/case (2).png"]
+
+
+def test_a_foreign_record_file_is_left_alone(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "segmentation" / "segmentation.json"
+    path.parent.mkdir()
+    for content in ('{"mine": 1}', "[1]", "not json", '[{"source": "x"}]'):
+        path.write_text(content)
+        assert main(["segment", "images", "--weights", network]) == 2
+        assert "is not of this program" in capsys.readouterr().err
+        assert path.read_text() == content
+        assert names(path.parent) == ["segmentation.json"]
+
+
+def test_files_of_one_stem_do_not_collide_in_a_run_or_over_runs(folder: Path, network: str) -> None:
+    for name, discs in (("a/one.png", ((30, 30, 10),)), ("b/ONE.png", ((30, 30, 10), (90, 90, 12))), ("b/one.bmp", ())):
+        write_image(folder / name, dark_discs(discs=discs))
+    sources = ["a/one.png", "b/ONE.png", "b/one.bmp"]
+    assert main(["segment", *sources, "--weights", network]) == 0
+    records = json.loads((folder / "segmentation" / "segmentation.json").read_text())
+    assert [Path(record["mask"]).name for record in records] == ["one_mask.png", "ONE-2_mask.png", "one-3_mask.png"]
+    assert [len(record["lesions"]) for record in records] == [1, 2, 0]
+    assert main(["segment", "b/one.bmp", "--weights", network]) == 0  # keeps the name that it had
+    again = json.loads((folder / "segmentation" / "segmentation.json").read_text())
+    assert sorted(again, key=lambda r: r["mask"]) == sorted(records, key=lambda r: r["mask"])
+    assert len(names(folder / "segmentation")) == 7
+
+
+def test_an_output_never_replaces_an_input(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(folder / "images" / "case (2)_mask.png", dark_discs())
+    before = {path: path.read_bytes() for path in (folder / "images").iterdir()}
+    assert main(["segment", "images", "--weights", network, "--out", "images", "--overwrite"]) == 2
+    assert "this output would overwrite an input" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (folder / "images").iterdir()} == before
+
+
+def test_several_classes_give_a_mask_each(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = write_network(tmp_path / "two.onnx", describe(classes=("lesion", "simple cyst")))
+    assert main(["segment", "images/case (2).png", "--weights", str(two), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["mask"] == ["segmentation/case (2)_mask_lesion.png", "segmentation/case (2)_mask_simple-cyst.png"]
+    assert all(read_mask(path).shape == (120, 160) for path in record["mask"])
+    assert main(["segment", "images/case (2).png", "--weights", str(two)]) == 0
+    assert "simple cyst" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "file").write_text("x")
+    assert main(["segment", "images", "--weights", network, "--out", "file/inside"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: file/inside: ")
+    assert error.count("\n") == 1
+    assert names(folder) == ["file", "images"]
+
+
+FULL_DISK = """
+import resource, sys
+from cmunext.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files, which Windows lacks")
+def test_a_disk_that_is_full_leaves_nothing_half_written(folder: Path, network: str) -> None:
+    write_image(folder / "images" / "big.png", np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    call = ["segment", "images/case (2).png", "images/big.png", "--weights", network]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, "20000", *call], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    out = folder / "segmentation"
+    assert not [name for name in names(out) if ".part" in name]
+    assert cv2.imread(str(out / "case (2)_overlay.png")) is not None
+    assert not (out / "big_overlay.png").exists()
+    assert [record["source"] for record in json.loads((out / "segmentation.json").read_text())] == ["images/case (2).png"]
+
+
+def test_an_interrupted_run_keeps_what_is_done(folder: Path, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmunext.inference import results
+
+    calls = []
+
+    def interrupted(path: Path, picture: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write_image(path, picture)
+
+    monkeypatch.setattr(results, "write_image", interrupted)
+    assert main(["segment", "images", "--weights", network]) == 130
+    out = folder / "segmentation"
+    (record,) = json.loads((out / "segmentation.json").read_text())
+    assert record["source"] == "images/case (2).png"
+    assert not [name for name in names(out) if ".part" in name]
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert main(["segment", "images", "--weights", network, "--overwrite"]) == 0
+    assert len(json.loads((out / "segmentation.json").read_text())) == 2
+
+
+def test_the_whole_process_starts_fast_and_without_torch(folder: Path, network: str) -> None:
+    program = (
+        "import sys; from cmunext.cli.main import main; code = main(sys.argv[1:]);"
+        "heavy = [name for name in ('torch', 'scipy', 'pandas', 'sklearn', 'onnx') if name in sys.modules];"
+        "print(heavy, file=sys.stderr); sys.exit(code)"
+    )
+    call = ["segment", "images/case (2).png", "--weights", network]
+    done = subprocess.run([sys.executable, "-c", program, *call], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "1 of 1 done" in done.stdout
