@@ -129,7 +129,8 @@ class Preprocessing:
         if unknown := set(values) - known:
             raise InputError(f"preprocessing has the unknown entry {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
         try:
-            return cls(**{key: tuple(value) if key in ("mean", "std") else value for key, value in values.items()})
+            typed: dict[str, Any] = {key: tuple(value) if key in ("mean", "std") else value for key, value in values.items()}
+            return cls(**typed)
         except TypeError as error:
             raise InputError(f"preprocessing cannot be read: {error}") from error
 

@@ -54,12 +54,12 @@ def from_official(state: Mapping[str, Tensor], source: str) -> tuple[str, dict[s
     Raises InputError when the tensors are not those of a CMUNeXt of a known size; `source` is named in it.
     """
     state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    stem, head = state.get("stem.conv.0.weight"), state.get("Conv_1x1.weight")
-    exits = [state.get(f"encoder{level}.up.conv.0.weight") for level in range(1, LEVELS + 1)]
-    if stem is None or head is None or any(tensor is None or tensor.ndim != 4 for tensor in [*exits, stem, head]):
+    shown = ["stem.conv.0.weight", "Conv_1x1.weight", *(f"encoder{level}.up.conv.0.weight" for level in range(1, LEVELS + 1))]
+    if any(key not in state or state[key].ndim != 4 for key in shown):
         raise InputError(
             f"{source} is no official CMUNeXt checkpoint: stem, encoder or head are missing; give the state_dict itself"
         )
+    stem, head, *exits = (state[key] for key in shown)
     widths = tuple(tensor.shape[0] for tensor in exits)
     if widths not in SIZES:
         raise InputError(

@@ -51,7 +51,8 @@ def training_batch(cases: Cases, indices: np.ndarray, recipe: Recipe, epoch: int
         )
         for index in indices
     ]
-    return tuple(_to_tensor(np.stack(arrays)) for arrays in zip(*views, strict=True))
+    images, masks = zip(*views, strict=True)
+    return _to_tensor(np.stack(images)), _to_tensor(np.stack(masks))
 
 
 def validation_batch(cases: Cases, indices: np.ndarray) -> tuple[Tensor, Tensor]:

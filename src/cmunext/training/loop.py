@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,14 +74,14 @@ def fit(
         if name in states and part is not None:
             part.load_state_dict(states[name])
 
-    network = network.to(memory_format=torch.channels_last)
+    _lay_out_channels_last(network)
     if fabric.device.type == "cpu":
         host.speed_up_narrow_norms(network)
     bare, network = network, fabric.setup_module(network)
-    optimizer = fabric.setup_optimizers(optimizer)
+    stepping: Any = fabric.setup_optimizers(optimizer)
     if average is not None:
         average.to(fabric.device)
-        average.module.to(memory_format=torch.channels_last)
+        _lay_out_channels_last(average.module)
     measured = average.module if average is not None else bare
 
     def save() -> None:
@@ -103,13 +104,13 @@ def fit(
         for part, (images, masks) in _prepared(train, shares, progress.batch, recipe, progress.epoch):
             step = progress.epoch * batches_per_epoch + progress.batch
             rate = learning_rate(recipe, step, total_steps)
-            for group in optimizer.param_groups:
+            for group in stepping.param_groups:
                 group["lr"] = rate
             torch.manual_seed(recipe.seed + 1_000_003 * (step + 1) + fabric.global_rank)  # dropout and stochastic depth
 
             logits = network(normalise(images))
             loss = _mean_loss(loss_of, logits, masks.to(fabric.device), part)
-            optimizer.zero_grad()
+            stepping.zero_grad()
             fabric.backward(loss)
             mean_loss = float(_reduced(fabric, loss.detach(), "mean"))
             if not math.isfinite(mean_loss):
@@ -118,7 +119,7 @@ def fit(
                     f"the loss is {mean_loss} at step {step} (epoch {progress.epoch + 1}, batch {progress.batch + 1}), cases: {names}; "
                     "look at these images, or lower the learning rate; the weights of the epoch before are kept"
                 )
-            optimizer.step()
+            stepping.step()
             if average is not None:
                 average.update_parameters(bare)
 
@@ -240,6 +241,13 @@ def _average_of(network: nn.Module, recipe: Recipe) -> AveragedModel | None:
             torch._foreach_copy_(averaged, current)
 
     return AveragedModel(deepcopy(network), multi_avg_fn=blend, use_buffers=True)
+
+
+def _lay_out_channels_last(network: nn.Module) -> None:
+    """Lay the 4-D tensors of a network out as channels_last, in place."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def _freeze_batch_statistics(network: nn.Module) -> None:
