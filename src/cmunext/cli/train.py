@@ -56,7 +56,8 @@ def train(
     run = out or Path("runs") / f"{network.replace(':', '.')}-{train.stem}-{chosen.name}-seed{chosen.seed}"
     task = Task(dataset, train, val, network, chosen, run, arguments, resume, device, devices, threads, licence)
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces precision and processes; we say what matters
+    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they announce precision and processes; we say what matters
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),

@@ -68,6 +68,7 @@ def fit(
     InputError : the loss is not finite (the step and its cases are named), or the checkpoint belongs to another run.
     """
     progress, states = checkpoint.load(run, identity) or (Progress(), {})
+    network.to(fabric.device)  # before the optimiser, whose state follows its parameters
     average = _average_of(network, recipe)
     optimizer = _optimizer(network, recipe)
     for name, part in (("network", network), ("average", average), ("optimizer", optimizer)):
@@ -80,7 +81,6 @@ def fit(
     bare, network = network, fabric.setup_module(network)
     stepping: Any = fabric.setup_optimizers(optimizer)
     if average is not None:
-        average.to(fabric.device)
         _lay_out_channels_last(average.module)
     measured = average.module if average is not None else bare
 
