@@ -15,8 +15,7 @@ from cmunext.image.preprocess import Preprocessing
 KEY = "cmunext"  # where the document stands among a file's metadata
 FORMAT = 1  # goes up when an older program could misread a newer document
 REQUIRED = ("network", "arguments", "preprocessing", "classes")
-OPTIONAL = ("training", "licence", "intended_use")
-LARGEST_SIDE = 1 << 14  # of a network's input, pixels; beyond it a document is taken for damaged
+OPTIONAL = ("training", "licence", "intended_use", "export")
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Metadata:
     classes : a name for each channel of the logits.
     training : where the weights come from (data, split, recipe, epochs, seed, scores, ...), plain JSON values.
     licence, intended_use : sentences for whoever wants to use the weights; may be empty.
+    export : of an exported file, how it was made and how far it is from PyTorch (see `export.parity`), plain JSON values.
 
     Raises InputError when the parts contradict each other.
     """
@@ -42,10 +42,11 @@ class Metadata:
     training: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     intended_use: str = ""
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _expect(isinstance(self.network, str) and self.network, "network", self.network, "a name")
-        for name in ("arguments", "training"):
+        for name in ("arguments", "training", "export"):
             value = getattr(self, name)
             _expect(isinstance(value, Mapping), name, value, "an object")
             object.__setattr__(self, name, dict(value))
@@ -90,6 +91,7 @@ class Metadata:
             "training": self.training,
             "licence": self.licence,
             "intended_use": self.intended_use,
+            **({"export": self.export} if self.export else {}),
         }
         try:
             return json.dumps(document, ensure_ascii=False, allow_nan=False)
@@ -137,20 +139,7 @@ class Metadata:
 
 def _preprocessing(values: Any) -> Preprocessing:
     _expect(isinstance(values, dict), "preprocessing", values, "an object")
-    try:
-        preprocessing = Preprocessing.from_dict(values)
-    except InputError:
-        raise
-    except ValueError as error:  # a number that is none
-        raise InputError(f"preprocessing cannot be read: {error}") from error
-    for name in ("height", "width"):
-        side = getattr(preprocessing, name)
-        good = type(side) is int and side <= LARGEST_SIDE
-        _expect(good, f"preprocessing.{name}", side, f"a whole number of at most {LARGEST_SIDE}")
-    numbers = (*preprocessing.mean, *preprocessing.std, preprocessing.final_scale)
-    finite = all(isinstance(number, (int, float)) and abs(number) < float("inf") for number in numbers)
-    _expect(finite, "preprocessing's mean, std and final_scale", numbers, "finite numbers")
-    return preprocessing
+    return Preprocessing.from_dict(values)
 
 
 def _expect(good: object, name: str, value: object, what: str) -> None:

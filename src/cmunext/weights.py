@@ -22,6 +22,7 @@ from cmunext.metadata import KEY, Metadata
 from cmunext.networks import remap
 from cmunext.storage import replacing
 
+TRUSTED = "CMUNEXT_NETWORKS"  # environment variable: networks "module:callable" that weights files may name, separated by commas
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -72,6 +73,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); fetch or export it again") from error
     metadata = Metadata.from_properties(properties, str(path))
+    _require_trust(metadata.network, path)
     network = networks.create(metadata.network, **metadata.arguments)
     _fill(network, tensors, str(path))
     return Weights(network.eval(), metadata)
@@ -101,6 +103,15 @@ def save_official(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Write the tensors of a CMUNeXt as the authors' code reads them: a `.pth` state_dict under their names, in their order."""
     with replacing(path) as temporary:
         torch.save(remap.to_official(network.state_dict()), temporary)
+
+
+def _require_trust(network: str, path: Path) -> None:
+    """Refuse a file that names code outside this program, unless the user has named it too: a file must not choose what runs."""
+    if ":" in network and network not in os.environ.get(TRUSTED, "").split(","):
+        raise InputError(
+            f"{path} is of the network {network!r}, which is code outside this program; if you trust it, set the environment "
+            f"variable {TRUSTED}={network}"
+        )
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:

@@ -79,6 +79,10 @@ def test_a_network_of_ones_own(nuclei: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     call = ["train", str(nuclei), "--network", "own_network:small", "--train", "train.txt", "--val", "val.txt", "--device", "cpu"]
     assert main([*call, "--out", str(tmp_path / "run"), "--set", "epochs=1", "--set", "size=32"]) == 0
-    assert main(["evaluate", str(tmp_path / "run" / "ema.safetensors"), str(nuclei), "--list", "val.txt", "--json"]) == 0
-    assert main(["export", str(tmp_path / "run" / "ema.safetensors"), str(tmp_path / "own.onnx")]) == 0
+    trained = str(tmp_path / "run" / "ema.safetensors")
+    assert main(["evaluate", trained, str(nuclei), "--list", "val.txt"]) == 1, "a file alone must not choose what runs"
+    assert "CMUNEXT_NETWORKS=own_network:small" in capsys.readouterr().err
+    monkeypatch.setenv("CMUNEXT_NETWORKS", "own_network:small")
+    assert main(["evaluate", trained, str(nuclei), "--list", "val.txt", "--json"]) == 0
+    assert main(["export", trained, str(tmp_path / "own.onnx")]) == 0
     assert main(["segment", str(nuclei / "images"), "--weights", str(tmp_path / "own.onnx"), "--out", str(tmp_path / "out")]) == 0

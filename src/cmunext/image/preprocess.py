@@ -6,6 +6,7 @@ meets the same numbers when it segments.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from cmunext.errors import InputError
 
 CHANNEL_ORDERS = {"rgb": 3, "bgr": 3, "grey": 1}
+LARGEST_SIDE = 1 << 14  # of a network's input, pixels; beyond it a description is taken for damaged
 ACTIVATIONS = ("sigmoid", "softmax")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B in [0, 1]
@@ -50,8 +52,16 @@ class Preprocessing:
             raise InputError(f"preprocessing channels is {self.channels!r}; it must be one of {', '.join(CHANNEL_ORDERS)}")
         if self.activation not in ACTIVATIONS:
             raise InputError(f"preprocessing activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        if self.height < 1 or self.width < 1:
-            raise InputError(f"preprocessing size is {self.height} x {self.width}; both must be at least 1")
+        if not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in (self.height, self.width)):
+            raise InputError(
+                f"preprocessing size is {self.height} x {self.width}; both must be whole numbers in 1..{LARGEST_SIDE}"
+            )
+        for name in ("mean", "std", "final_scale", "threshold"):
+            given = getattr(self, name)
+            if not all(
+                isinstance(value, int | float) and isfinite(value) for value in (given if name in ("mean", "std") else (given,))
+            ):
+                raise InputError(f"preprocessing {name} is {given}; it must be made of finite numbers")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) != self.in_channels:
