@@ -74,7 +74,7 @@ def demonstrate(
         assert result.record is not None  # it reads what was just written
         prediction = read_mask(result.record["mask"])
         score = scores(count_pixels(prediction[None], truth[None]))
-        entry = {
+        entry: dict[str, Any] = {
             "seed": number,
             "image": str(folder / "images" / name),
             "truth": str(folder / "masks" / "0" / name),
@@ -89,7 +89,7 @@ def demonstrate(
         entries.append(entry)
         if on_phantom:
             on_phantom(entry)
-    summary = {
+    summary: dict[str, Any] = {
         "weights": weights,
         "mean_iou": float(np.mean([entry["iou"] for entry in entries])),
         "contact_sheet": str(folder / "contact-sheet.png"),

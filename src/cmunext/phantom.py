@@ -54,12 +54,19 @@ class Kind:
 
 
 KINDS = {
-    "cyst": Kind((2.5, 7.5), (1.1, 1.7), 3, (0.01, 0.04), (-34, -24), 1.0, (0.1, 0.3), (2, 8), (0, 1), (-0.9, -0.4), (0.5, 2.0)),
-    "benign": Kind((3.5, 8.5), (1.3, 2.1), 4, (0.02, 0.07), (-20, -13), 2.0, (0.2, 0.5), (2, 8), (0, 2), (-0.3, 0.2), (0.5, 2.0)),
-    "malignant": Kind(
-        (4.0, 8.0), (0.9, 1.5), 14, (0.12, 0.2), (-22, -14), 3.0, (0.4, 0.9), (0, 1), (1, 5), (0.2, 0.9), (0.0, 0.4)
+    "cyst": Kind(
+        half_width=(2.5, 7.5), flatness=(1.1, 1.7), lobes=3, irregularity=(0.01, 0.04), echo=(-34, -24), texture=1, blur=(0.1, 0.3),
+        capsule=(2, 8), halo=(0, 1), attenuation=(-0.9, -0.4), edge_shadow=(0.5, 2.0),
     ),
-}
+    "benign": Kind(
+        half_width=(3.5, 8.5), flatness=(1.3, 2.1), lobes=4, irregularity=(0.02, 0.07), echo=(-20, -13), texture=2, blur=(0.2, 0.5),
+        capsule=(2, 8), halo=(0, 2), attenuation=(-0.3, 0.2), edge_shadow=(0.5, 2.0),
+    ),
+    "malignant": Kind(
+        half_width=(4.0, 8.0), flatness=(0.9, 1.5), lobes=14, irregularity=(0.12, 0.2), echo=(-22, -14), texture=3, blur=(0.4, 0.9),
+        capsule=(0, 1), halo=(1, 5), attenuation=(0.2, 0.9), edge_shadow=(0.0, 0.4),
+    ),
+}  # fmt: skip
 SHARES = {"cyst": 0.2, "benign": 0.45, "malignant": 0.35}
 
 
@@ -152,7 +159,7 @@ def _place(random: np.random.Generator, kind: Kind, truth: NDArray[np.bool_], ec
     level, grazing = np.abs(down) / norm, np.abs(across) / norm  # how square to the beam, and how parallel, the margin runs
 
     halo = random.uniform(*kind.halo) * np.exp(-np.maximum(distance, 0) / 1.2)
-    texture = kind.texture * _texture(random, *truth.shape, 0.7 / step, 0.9 / step)
+    texture = kind.texture * _texture(random, echo.shape[0], echo.shape[1], 0.7 / step, 0.9 / step)
     content = random.uniform(*kind.echo) + texture
     share = 1 / (1 + np.exp(np.clip(distance / (random.uniform(*kind.blur) / 4), -30, 30)))
     placed = share * content + (1 - share) * (echo + halo)
@@ -166,13 +173,13 @@ def _place(random: np.random.Generator, kind: Kind, truth: NDArray[np.bool_], ec
 def _speckle(random: np.random.Generator, echo: Map, step: float) -> Map:
     """Received power: scatterers seen through the point spread function, mean 1 where the echo is 0 dB, averaged over looks."""
     height, width = echo.shape
-    strength = 10 ** (echo / 20)
+    strength = (10 ** (echo / 20)).astype(np.float32)
     focus = random.uniform(0.25, 0.45) * height
     defocus = np.clip(np.abs(np.arange(height) - focus) / (0.75 * height), 0, 1)[:, None].astype(np.float32)
     power = np.zeros_like(echo)
     for _ in range(LOOKS):
         for _ in range(2):  # in phase, and in quadrature
-            scatterers = strength * random.standard_normal((height, width), np.float32)
+            scatterers: Map = strength * random.standard_normal((height, width), np.float32)
             sharp, wide = (_unit_blur(scatterers, 0.13 / step, lateral / step) for lateral in (0.2, 0.45))
             mixed = (1 - defocus) * sharp + defocus * wide
             power += mixed**2 / (2 * LOOKS)
@@ -223,8 +230,8 @@ def _texture(random: np.random.Generator, height: int, width: int, axial: float,
 
 def _unit_blur(noise: Map, axial: float, lateral: float) -> Map:
     """Gaussian blur of white noise that keeps its variance: the kernel has unit energy."""
-    kernels = [_energy_kernel(sigma) for sigma in (lateral, axial)]
-    return cv2.sepFilter2D(noise, cv2.CV_32F, *kernels, borderType=cv2.BORDER_REFLECT)
+    across, down = _energy_kernel(lateral), _energy_kernel(axial)
+    return cv2.sepFilter2D(noise, cv2.CV_32F, across, down, borderType=cv2.BORDER_REFLECT)
 
 
 def _energy_kernel(sigma: float) -> NDArray[np.float32]:

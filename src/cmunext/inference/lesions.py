@@ -160,7 +160,7 @@ def _millimetres_along(border: NDArray[np.float64], spacing: Spacing) -> float:
     The corner count is only right for square pixels; the directions are told by the border averaged over five pixels.
     """
     down, across = spacing
-    averaged = sum(np.roll(border, shift, axis=0) for shift in range(-2, 3)) / 5
+    averaged = np.mean([np.roll(border, shift, axis=0) for shift in range(-2, 3)], axis=0)
     steps = _steps(averaged)
     length = np.hypot(*steps.T).sum()
     return float(np.hypot(*(steps * (across, down)).T).sum() / length) if length > 0 else (down + across) / 2
