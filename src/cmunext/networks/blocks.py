@@ -84,8 +84,8 @@ def require_size(x: Tensor, size: tuple[int, int]) -> None:
     height, width = x.shape[-2:]
     if (height, width) != size:
         raise InputError(
-            f"input of {height} x {width} pixels does not fit: this network was built for {size[0]} x {size[1]}, the only and "
-            f"therefore the nearest size that works; resize the image, or build the network with image_size=({height}, {width})"
+            f"input of {height} x {width} pixels does not fit: this network was built for one size; the nearest size that works is "
+            f"{size[0]} x {size[1]} (or build it with image_size=({height}, {width}))"
         )
 
 

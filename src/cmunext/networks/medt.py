@@ -72,6 +72,8 @@ class GatedAttention(PlainAttention):
     value itself; `trainable_gates` says whether they learn.
     """
 
+    offset: Tensor
+
     def __init__(self, channels: int, span: int, trainable_gates: bool):
         super().__init__(channels)
         self.similarity_norm = nn.BatchNorm2d(3 * HEADS)
@@ -79,9 +81,12 @@ class GatedAttention(PlainAttention):
         self.relative = nn.Parameter(torch.randn(2 * self.head_channels, 2 * span - 1) * sqrt(1 / self.head_channels))
         position = torch.arange(span)
         self.register_buffer("offset", position[:, None] - position + span - 1, persistent=False)  # L x L, row minus column
-        gates = {"query_gate": 0.1, "key_gate": 0.1, "value_position_gate": 0.1, "value_gate": 1.0}
-        for name, value in gates.items():
-            setattr(self, name, nn.Parameter(torch.tensor(value), requires_grad=trainable_gates))
+
+        def gate(value: float) -> nn.Parameter:
+            return nn.Parameter(torch.tensor(value), requires_grad=trainable_gates)
+
+        self.query_gate, self.key_gate = gate(0.1), gate(0.1)
+        self.value_position_gate, self.value_gate = gate(0.1), gate(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.project(x)
@@ -181,7 +186,8 @@ class GlobalBranch(nn.Module):
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], trainable_gates: bool):
         super().__init__()
-        half, quarter = (tuple(side // scale for side in image_size) for scale in (2, 4))
+        height, width = image_size
+        half, quarter = (height // 2, width // 2), (height // 4, width // 4)
         self.stem = stem(in_channels, 8)
         self.layer1 = AxialBlock(8, 16, 1, half, trainable_gates)
         self.layer2 = nn.Sequential(AxialBlock(32, 32, 2, half, trainable_gates), AxialBlock(64, 32, 1, quarter, trainable_gates))
@@ -240,7 +246,7 @@ class MedT(nn.Module):
     ValueError : when `image_size` does not fit; at the forward pass, when the input is not of that size.
     """
 
-    size_divisor = 4
+    size_divisor = None  # the size is fixed: image_size
 
     def __init__(
         self,
@@ -253,7 +259,7 @@ class MedT(nn.Module):
     ):
         super().__init__()
         least = PATCH_GRID * PATCH_SIZE
-        self.image_size = image_size_pair(image_size, least if cover_image else self.size_divisor, minimum=least)
+        self.image_size = image_size_pair(image_size, least if cover_image else 4, minimum=least)
         self.patch = tuple(side // PATCH_GRID for side in self.image_size) if cover_image else (PATCH_SIZE, PATCH_SIZE)
         self.whole = GlobalBranch(in_channels, self.image_size, trainable_gates)
         self.local = LocalBranch(in_channels)

@@ -86,7 +86,7 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(channels, channels)
         self.sparse = sparse
         if sparse:
-            self.subsample = nn.AvgPool2d(1, stride=2)
+            self.subsample = nn.AvgPool2d(1, stride=2)  # averages nothing: the top-left pixel of each cell
             self.spread = nn.ConvTranspose2d(channels, channels, 2, stride=2, groups=channels)
             self.spread_norm = nn.LayerNorm(channels)
 

@@ -23,6 +23,8 @@ PATCH = 4
 class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for every relative position: B x window^2 x C -> the same shape."""
 
+    bias_index: Tensor
+
     def __init__(self, channels: int, heads: int, window: int):
         super().__init__()
         self.heads = heads
@@ -50,6 +52,8 @@ class WindowAttention(nn.Module):
 
 class SwinBlock(nn.Module):
     """Pre-norm transformer block with attention in windows that `shift` displaces: N x H x W x C -> the same shape."""
+
+    mask: Tensor | None
 
     def __init__(self, channels: int, heads: int, size: tuple[int, int], window: int, shift: int, drop_path: float):
         super().__init__()
@@ -141,7 +145,7 @@ class SwinUNet(nn.Module):
     ValueError : when `image_size` does not fit; at the forward pass, when the input is not of that size.
     """
 
-    size_divisor = 224
+    size_divisor = None  # the size is fixed: image_size
 
     def __init__(
         self,
@@ -156,8 +160,7 @@ class SwinUNet(nn.Module):
         drop_path: float = 0.2,
     ):
         super().__init__()
-        self.size_divisor = PATCH * 2 ** (len(depths) - 1) * window
-        self.image_size = image_size_pair(image_size, self.size_divisor)
+        self.image_size = image_size_pair(image_size, PATCH * 2 ** (len(depths) - 1) * window)
         rates = [drop_path * block / (sum(depths) - 1) for block in range(sum(depths))]
 
         def stage(level: int) -> nn.Sequential:

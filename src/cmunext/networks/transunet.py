@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate, pad
 from cmunext.errors import InputError
 from cmunext.networks.blocks import image_size_pair, require_size
 
+PATCH = 16  # pixels of the image to a token, each way
 RESNET_BLOCKS = ((256, 3), (512, 4), (1024, 9))  # (channels, units) of each block
 WIDTH, DEPTH, HEADS, MLP_WIDTH, DROPOUT = 768, 12, 12, 3072, 0.1  # ViT-B
 DECODER_WIDTHS = (512, 256, 128, 64, 16)
@@ -112,10 +113,9 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(WIDTH, eps=1e-6)
         self.attention = SelfAttention()
         self.mlp_norm = nn.LayerNorm(WIDTH, eps=1e-6)
-        self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, MLP_WIDTH), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(MLP_WIDTH, WIDTH), nn.Dropout(DROPOUT)
-        )
-        for layer in (self.mlp[0], self.mlp[3]):
+        expand, project = nn.Linear(WIDTH, MLP_WIDTH), nn.Linear(MLP_WIDTH, WIDTH)
+        self.mlp = nn.Sequential(expand, nn.GELU(), nn.Dropout(DROPOUT), project, nn.Dropout(DROPOUT))
+        for layer in (expand, project):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.normal_(layer.bias, std=1e-6)
 
@@ -146,7 +146,7 @@ class TransUNet(nn.Module):
     InputError : when `pretrained` is not such a file.
     """
 
-    size_divisor = 16
+    size_divisor = None  # the size is fixed: image_size
 
     def __init__(
         self,
@@ -158,8 +158,8 @@ class TransUNet(nn.Module):
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.image_size = image_size_pair(image_size, self.size_divisor)
-        self.grid = self.image_size[0] // 16, self.image_size[1] // 16
+        self.image_size = image_size_pair(image_size, PATCH)
+        self.grid = self.image_size[0] // PATCH, self.image_size[1] // PATCH
         self.resnet = ResNet(in_channels)
         self.embed = nn.Conv2d(RESNET_BLOCKS[-1][0], WIDTH, 1)
         self.position = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], WIDTH))
