@@ -1,4 +1,6 @@
-"""Writing files so that nothing is ever half-written: everything goes to a temporary name beside its target, then takes its place."""
+"""Writing files so that nothing is ever half-written: everything goes to a temporary name beside its target, then takes its place.
+And where what can be made again is kept.
+"""
 
 import json
 import os
@@ -7,6 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """What can be made again lies here, and can be deleted at any time: `$CMUNEXT_CACHE`, else `cmunext` in the user's cache folder."""
+    if chosen := os.environ.get("CMUNEXT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmunext"
 
 
 @contextmanager

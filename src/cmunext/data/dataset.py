@@ -6,7 +6,6 @@ default `~/.cache/cmunext`, never in the dataset folder, and can be deleted at a
 """
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from cmunext.data.layout import Layout
 from cmunext.errors import InputError
 from cmunext.image.files import read_image, read_mask
 from cmunext.image.preprocess import Preprocessing
-from cmunext.storage import replacing
+from cmunext.storage import cache_folder, replacing
 
 CACHE_VERSION = 1  # goes up when the same files would give other arrays
 FLIPS = ((False, False), (False, True), (True, False), (True, True))  # (upside down, left to right): the four variants of a mask
@@ -81,13 +80,6 @@ def load_cases(
         masks.append(mask)
         advance()
     return Cases(tuple(names), np.stack(images), np.stack(masks))
-
-
-def cache_folder() -> Path:
-    """Where decoded cases are kept: `$CMUNEXT_CACHE`, else `cmunext` in the user's cache folder."""
-    if chosen := os.environ.get("CMUNEXT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmunext"
 
 
 def _cached(

@@ -1,80 +1,173 @@
 """Weights -> one self-describing `.onnx`: the same network and the same metadata, for running without torch.
 
-Nothing is written that disagrees: the file is first run beside PyTorch on simulated images, and refused when its logits differ.
+Nothing is written that disagrees: the finished file is run beside PyTorch first (see `parity`), and the report stays in its metadata.
 """
 
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from cmunext import __version__
 from cmunext.errors import InputError, UsageError
-from cmunext.metadata import KEY
-from cmunext.phantom import simulate
+from cmunext.export import parity
+from cmunext.export.fold import fold
+from cmunext.export.quantize import halve, quantize
+from cmunext.export.samples import Samples, simulated
+from cmunext.image.preprocess import Preprocessing
+from cmunext.inference.backends import onnx as runtime
+from cmunext.inference.backends.seal import SEAL, seal
+from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION
+from cmunext.inference.backends.torch import TorchBackend
+from cmunext.inference.segmenter import Segmenter
+from cmunext.metadata import KEY, Metadata
 from cmunext.storage import replacing
 from cmunext.weights import Weights
 
-OPSET = 20  # the first whose GELU is one operator
-TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit where that is above 1
-IMAGES = 2  # simulated images on which the two are compared
+OPSET = 20  # the first in which GELU is one operator; onnxruntime 1.17, OpenVINO 2024 and TensorRT 10 read it
+PRECISIONS = ("float32", "float16", "int8")
 
 
-def export(weights: Weights, path: str | os.PathLike[str]) -> float:
-    """Write an ONNX file, in one step, with input `image` (N x C x H x W) and output `logits` (N x K x H x W).
+def export(
+    weights: Weights,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    size: tuple[int, int] | None = None,
+    samples: Samples | None = None,
+) -> parity.Report:
+    """Write an ONNX file, in one step, with input `image` (N x C x H x W) and output `logits` (N x K x H x W), both float32.
 
-    The batch may have any size, and so may the image where the network takes any. The metadata stands in `metadata_props`.
+    Parameters
+    ----------
+    precision : "float32"; "float16", in which the weights are stored (arithmetic stays float32); or "int8", in which the
+        convolutions compute, except the first and the last.
+    size : (height, width) of the one input that the file takes, with a batch of 1. None leaves the batch open, and height and width
+        too where the network takes any (multiples of its `size_divisor`).
+    samples : real images to compare on, at the size of `preprocessing(weights, size)`; INT8 is calibrated on them as well, and needs
+        them. None takes simulated ones.
 
     Returns
     -------
-    The largest difference between its logits and PyTorch's over the images that were compared, relative as in `TOLERANCE`.
+    How far the file is from PyTorch.
 
     Raises
     ------
-    UsageError : `path` does not end in .onnx.
+    UsageError : `path` does not end in .onnx, an unknown precision, "int8" without samples, or a size that the network does not take.
     InputError : the file disagrees with PyTorch; nothing is written then.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path} must end in .onnx")
-    preprocessing = weights.preprocessing
-    images = np.concatenate(
-        [preprocessing.to_input(simulate(seed, preprocessing.height, preprocessing.width)[0]) for seed in range(IMAGES)]
-    )
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if precision == "int8" and samples is None:
+        raise UsageError("int8 needs real images for its calibration; give a dataset (--calibrate DATASET)")
+    metadata = replace(weights.metadata, preprocessing=preprocessing_at(weights, size))
+    if samples is None:
+        samples = simulated(metadata.preprocessing)
+    model = to_onnx(weights, metadata.preprocessing, fixed=size is not None)
+    folded, kept = fold(model)
+    arithmetic = "int8" if precision == "int8" else "float32"
     with replacing(path) as temporary:
-        _write(weights, images, temporary)
-        difference = _difference(weights.network, images, temporary)
-        if not difference <= TOLERANCE:
-            raise InputError(
-                f"the exported network differs from PyTorch by {difference:.2g}, above {TOLERANCE:g}; it was not written"
-            )
-    return difference
+        if precision == "float16":
+            halve(model)
+        elif precision == "int8":
+            model = _quantize(model, metadata, temporary, samples)
+        _save(model, metadata, temporary, arithmetic)
+        reference = Segmenter(TorchBackend(weights.network, metadata, "cpu"))
+        report = parity.compare(reference, Segmenter(runtime.load(temporary)), samples, 1 if size else parity.BATCH)
+        parity.require(report, precision)
+        record = {
+            "program": f"cmunext {__version__}",
+            "opset": OPSET,
+            "weights": precision,
+            "norms": {"folded": folded, "kept": kept},
+            "parity": report.to_dict(),
+        }
+        _save(model, replace(metadata, export=record), temporary, arithmetic)
+    return report
 
 
-def _write(weights: Weights, images: NDArray[np.float32], path: Path) -> None:
-    divisor = getattr(weights.network, "size_divisor", None)
-    sizes = {2: divisor * torch.export.Dim("rows"), 3: divisor * torch.export.Dim("columns")} if divisor else {}
-    program = torch.onnx.export(
-        weights.network.eval(),
-        (torch.from_numpy(images),),
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch"), **sizes},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    program.model.metadata_props[KEY] = weights.metadata.to_json()
-    program.save(path, external_data=False)
+def preprocessing_at(weights: Weights, size: tuple[int, int] | None) -> Preprocessing:
+    """The preprocessing that an export of this (height, width) has; None leaves the size of the weights.
+
+    Raises UsageError when the network does not take that size.
+    """
+    if size is None:
+        return weights.preprocessing
+    height, width = size
+    try:
+        chosen = replace(weights.preprocessing, height=height, width=width)
+        with torch.inference_mode():
+            weights.network(torch.zeros(1, weights.metadata.in_channels, height, width))
+    except InputError as error:
+        raise UsageError(f"the size {height} x {width}: {error}") from error
+    return chosen
 
 
-def _difference(network: nn.Module, images: NDArray[np.float32], path: Path) -> float:
-    import onnxruntime
+def to_onnx(weights: Weights, preprocessing: Preprocessing, fixed: bool) -> ir.Model:
+    """The network as PyTorch's exporter gives it; `fixed` to the size of the preprocessing and a batch of one, or open."""
+    network = weights.network.eval()
+    image = torch.zeros(1 if fixed else 2, weights.metadata.in_channels, preprocessing.height, preprocessing.width)
+    dynamic: dict[int, Any] = {}
+    if not fixed:
+        dynamic[0] = torch.export.Dim("batch")
+        if divisor := getattr(network, "size_divisor", None):
+            least = max(1, getattr(network, "minimum_size", 0) // divisor)
+            for axis, name in ((2, "rows"), (3, "columns")):
+                dynamic[axis] = divisor * torch.export.Dim(name, min=least)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (image,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(dynamic,),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # dynamo=True always gives one
+    return program.model
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    with torch.no_grad():
-        expected = network(torch.from_numpy(images)).numpy()
-    (logits,) = session.run(None, {"image": images})
-    return float(np.abs(logits - expected).max() / max(1.0, np.abs(expected).max()))
+
+def _quantize(model: ir.Model, metadata: Metadata, path: Path, samples: Samples) -> ir.Model:
+    """The INT8 form of a model; `path` is used for what stands between. First and last convolutions are kept as they are."""
+    _save(model, metadata, path)
+    ends = [
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "Conv" and (node.inputs[0] in model.graph.inputs or node.outputs[0] in model.graph.outputs)
+    ]
+    with _quiet():
+        quantize(path, path, samples, tuple(ends))
+    return ir.load(path)
+
+
+def _save(model: ir.Model, metadata: Metadata, path: Path, precision: str = "float32") -> None:
+    ClearMetadataAndDocStringPass()(model)  # PyTorch leaves the exporting machine's paths there
+    model.metadata_props.update({KEY: metadata.to_json(), PRECISION: precision, **SEAL})
+    ir.save(model, path)
+    seal(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of PyTorch's exporter and onnxruntime's quantiser, which concern packages that we do without."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
