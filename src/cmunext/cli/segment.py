@@ -7,19 +7,40 @@ from typing import Annotated, Any
 
 import typer
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv")
+WORTH_MEASURING = 20  # images from which on `auto` may spend seconds on finding the fastest runtime
+
 
 def segment(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders of images, or glob patterns.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH...", help="Images, folders of images, glob patterns, or video files.")
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="Name of bundled weights, or a file: .onnx, .safetensors, .pth.")
     ] = "cmunext-s-busi",
     out: Annotated[Path, typer.Option(help="Folder for masks, overlays and segmentation.json.")] = Path("segmentation"),
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime or torch.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to the runtime.")] = 0,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="auto (the fastest here, measured once before the first large folder), onnxruntime, openvino or torch."
+        ),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, tensorrt, coreml or directml.")] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, or with openvino bfloat16. Left out: float32, unless auto saw bfloat16 give the same masks."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of the network; 0 leaves it to the runtime.")] = 0,
+    streams: Annotated[int, typer.Option(min=0, help="Images that openvino runs at the same time; 0: one.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Helpers that read and write files beside the network; 0: one a core.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Images that the network takes at a time; 0: what suits the device.")] = 0,
     spacing: Annotated[
         str | None, typer.Option(metavar="MM[,MM]", help="Millimetres a pixel; two values mean down,across. Adds measures in mm.")
     ] = None,
+    camera: Annotated[
+        int | None, typer.Option(min=0, help="Segment what this camera sees, until interrupted or --frames are done.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=0, help="Stop a video or camera after so many frames; 0: at its end.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files in --out that this program did not write.")
     ] = False,
@@ -30,28 +51,68 @@ def segment(
     For each image NAME, the folder --out (by default ./segmentation) gets NAME_mask.png, NAME_overlay.png and an entry in
     segmentation.json: area, box, centroid, axes, perimeter and mean probability of each lesion. Running it again replaces its own
     results and nothing else. A file that cannot be read is reported, the others are done, and the exit code is 1.
+
+    Of a video or camera, --out gets NAME_overlay.mp4 (.avi for .avi), NAME_areas.csv with the lesions of every frame, and an entry
+    with those of the frame that shows most.
     """
+    from cmunext.errors import UsageError
     from cmunext.image.files import find_images
     from cmunext.inference.results import segment_files
     from cmunext.inference.segmenter import Segmenter
 
+    if not paths and camera is None:
+        raise UsageError("there is nothing to segment; name images, folders, or videos, or give --camera 0")
     steps = _spacing(spacing)
-    sources = find_images(paths)
-    segmenter = Segmenter.load(weights, backend, device, threads or None)
-    results = segment_files(segmenter, sources, out, steps, overwrite, weights)
+    videos: list[Path | int] = [Path(path) for path in paths or [] if path.lower().endswith(VIDEO_SUFFIXES)]
+    sources = find_images(path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES))
+    if camera is not None:
+        videos.append(camera)
+    many = bool(videos) or len(sources) >= WORTH_MEASURING
+    segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
     records: list[dict[str, Any]] = []
-    for result in _with_progress(results, len(sources)):
-        if result.record:
-            records.append(result.record)
-        else:
-            print(f"error: {result.error}", file=sys.stderr)
+    if sources:
+        results = segment_files(segmenter, sources, out, steps, overwrite, weights, jobs, batch)
+        for result in _with_progress(results, len(sources)):
+            if result.record:
+                records.append(result.record)
+            else:
+                print(f"error: {result.error}", file=sys.stderr)
+    films = list(_films(videos, segmenter, out, steps, overwrite, weights, jobs, frames or None))
     if json:
-        print(json_module.dumps(records, ensure_ascii=False))
-    elif records:
-        _print_table(records)
-        print(f"{len(records)} of {len(sources)} done; masks, overlays and segmentation.json are in {out}. Not a medical device.")
-    if len(records) < len(sources):
+        print(json_module.dumps([*records, *films], ensure_ascii=False))
+    else:
+        if records:
+            _print_table(records)
+        for film in films:
+            print(f"{film['source']}: {film['frames']} frames; overlay {film['overlay']}, areas over time {film['areas']}")
+        if records or films:
+            how = f"by {segmenter.backend.name} in {segmenter.backend.precision}"
+            done = f"{len(records) + len(films)} of {len(sources) + len(videos)} done {how}"
+            print(f"{done}; masks, overlays and segmentation.json are in {out}. Not a medical device.")
+    if len(records) + len(films) < len(sources) + len(videos):
         raise typer.Exit(1)
+
+
+def _films(videos, segmenter, out, spacing, overwrite, weights, jobs, frames):
+    """The record of each video that could be read; of the others, the error on stderr."""
+    if not videos:
+        return
+    from cmunext.errors import InputError, UsageError
+    from cmunext.inference.video import segment_video
+
+    for video in videos:
+        progress = (
+            (lambda done: print(f"\r{done} frames", end="", file=sys.stderr)) if sys.stderr.isatty() else (lambda done: None)
+        )
+        try:
+            yield segment_video(segmenter, video, out, spacing, overwrite, weights, jobs, frames, progress)
+        except UsageError:
+            raise
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+        finally:
+            if sys.stderr.isatty():
+                print(file=sys.stderr)
 
 
 def _spacing(text: str | None) -> tuple[float, float] | None:

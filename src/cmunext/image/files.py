@@ -146,7 +146,7 @@ def _decode(path: StrPath, max_pixels: int) -> NDArray[Any]:
         data = _bare_png(data, path)
     elif kind == "JPEG" and data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0:  # no end of image after the last start of scan
         raise InputError(f"{path}: this JPEG image is cut off; copy or export it again")
-    _silence()
+    silence_opencv()
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:  # its message is about OpenCV's source code
@@ -210,7 +210,7 @@ def _bare_png(data: bytes, path: StrPath) -> bytes:
     raise InputError(f"{path}: this PNG image is cut off; copy or export it again")
 
 
-def _silence() -> None:
+def silence_opencv() -> None:
     """Keep OpenCV's own log lines off stderr: what they are about, our errors say in a sentence."""
     log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 has it at the top, 5 in a module of its own
     log.setLogLevel(0)

@@ -40,16 +40,26 @@ def overlay(
     if planes.shape[1:] != image.shape[:2]:
         raise ValueError(f"the mask is {planes.shape[1:]} and the image {image.shape[:2]}; resize one to the other")
     picture = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image.copy()
-    paired = [(plane.astype(np.uint8), np.array(colours[index % len(colours)])) for index, plane in enumerate(planes)]
-    for plane, colour in paired:
-        inside = plane > 0
-        picture[inside] = np.round((1 - opacity) * picture[inside] + opacity * colour)
     width = max(1.0, min(picture.shape[:2]) / 250)
-    for plane, colour in paired:
-        _contour(picture, plane, colour, width)
+    windows = [_window(plane, round(width) + 2) for plane in planes]
+    paired = [
+        (picture[window], plane[window].astype(np.uint8), np.array(colours[index % len(colours)]))
+        for index, (plane, window) in enumerate(zip(planes, windows, strict=True))
+    ]
+    for part, plane, colour in paired:
+        inside = plane > 0
+        part[inside] = np.round((1 - opacity) * part[inside] + opacity * colour)
+    for part, plane, colour in paired:
+        _contour(part, plane, colour, width)
     for text, centre in labels:
         _label(picture, text, centre, width)
     return picture
+
+
+def _window(plane: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
+    """Where a class lies, with room for its contour: most of a picture needs no drawing."""
+    left, top, width, height = cv2.boundingRect(plane.astype(np.uint8))
+    return slice(max(0, top - margin), top + height + margin), slice(max(0, left - margin), left + width + margin)
 
 
 def _contour(picture: NDArray[np.uint8], plane: NDArray[np.uint8], colour: NDArray[Any], width: float) -> None:

@@ -19,7 +19,12 @@ from cmunext.metadata import Metadata
 DEFAULT_WEIGHTS = "cmunext-s-busi"
 BACKGROUND = "background"  # a class of this name is segmented, but is no lesion
 _ZOO = files("cmunext.zoo")
-_BUNDLED_SUFFIX: Mapping[str, str] = {"auto": ".onnx", "onnxruntime": ".onnx", "torch": ".safetensors"}  # backend -> which twin
+_BUNDLED_SUFFIX: Mapping[str, str] = {  # backend -> which twin
+    "auto": ".onnx",
+    "onnxruntime": ".onnx",
+    "openvino": ".onnx",
+    "torch": ".safetensors",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +61,22 @@ class Segmenter:
         backend: str = "auto",
         device: str = "cpu",
         threads: int | None = None,
+        precision: str | None = None,
+        streams: int | None = None,
+        measure: bool = False,
     ) -> "Segmenter":
         """Load weights: the name of bundled ones (`bundled_names()`), or a file ending in .onnx, .safetensors, .pth or .pt.
 
         Parameters
         ----------
-        backend : "auto" (by the file's suffix; bundled weights run on onnxruntime), "onnxruntime" or "torch".
-        device : "cpu" or "cuda".
+        backend : "onnxruntime", "openvino", "torch", or "auto": by the file's suffix, and for .onnx (bundled weights too) onnxruntime
+            unless openvino was measured to be faster on this machine.
+        device : "cpu", "cuda", and with onnxruntime "tensorrt", "coreml" or "directml".
         threads : of the CPU; None leaves it to the runtime.
+        precision : "float32", or with openvino "bfloat16". None is float32, but for "auto", which may take bfloat16 where it was seen
+            to give the same masks. `backend.precision` tells.
+        streams : images that openvino runs at the same time; None means one.
+        measure : let "auto" measure, once for these weights on this machine. Takes seconds; worth it before many images.
 
         Raises
         ------
@@ -71,14 +84,12 @@ class Segmenter:
         InputError : when the file's content cannot be used.
         """
         if str(weights).lower().endswith(SUFFIXES):
-            return cls(open_weights(Path(weights), backend, device, threads))
-        if str(weights) not in bundled_names():
-            known = ", ".join(bundled_names()) or "none in this installation"
-            raise UsageError(f"there are no weights {str(weights)!r}; bundled are {known}; a file ends in {', '.join(SUFFIXES)}")
+            return cls(open_weights(Path(weights), backend, device, threads, precision, streams, measure))
+        _expect_bundled(str(weights))
         if backend not in _BUNDLED_SUFFIX:
             raise UsageError(f"there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
         with as_file(_ZOO / f"{weights}{_BUNDLED_SUFFIX[backend]}") as path:
-            return cls(open_weights(path, backend, device, threads))
+            return cls(open_weights(path, backend, device, threads, precision, streams, measure))
 
     @property
     def metadata(self) -> Metadata:
@@ -96,8 +107,15 @@ class Segmenter:
         `preprocessing.to_mask(logits, size)` makes the mask of them. Raises InputError when the weights give anything but finite
         logits of that shape.
         """
-        logits = self.backend(self.preprocessing.to_input(image))[0]
-        expected = (self.metadata.num_classes, self.preprocessing.height, self.preprocessing.width)
+        return self.predict_batch(self.preprocessing.to_input(image))[0]
+
+    def predict_batch(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the network: float32 N x C x h x w, as `preprocessing.to_input` makes them -> logits float32 N x K x h x w.
+
+        Raises InputError when the weights give anything but finite logits of that shape.
+        """
+        logits = self.backend(batch)
+        expected = (len(batch), self.metadata.num_classes, self.preprocessing.height, self.preprocessing.width)
         if logits.shape != expected:
             raise InputError(f"the network gives logits of {logits.shape}, and its metadata promises {expected}; export it again")
         if not np.isfinite(logits).all():
@@ -115,8 +133,11 @@ class Segmenter:
         Raises UsageError or InputError when the image cannot be read (see `read_image`) or the spacing is not positive.
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        logits = self.predict_logits(pixels)
-        probability = self.preprocessing.to_probability(logits, pixels.shape[:2])
+        return self.interpret(self.predict_logits(pixels), pixels.shape[:2], spacing)
+
+    def interpret(self, logits: NDArray[np.float32], size: tuple[int, int], spacing: Spacing | None = None) -> Segmentation:
+        """What the logits of one image, K x h x w, say at the image's own size (H, W). Raises UsageError when the spacing is none."""
+        probability = self.preprocessing.to_probability(logits, size)
         mask = self.preprocessing.binarise(probability)
         lesions = tuple(
             lesion
@@ -127,6 +148,26 @@ class Segmenter:
         if self.metadata.num_classes == 1:
             mask, probability = mask[0], probability[0]
         return Segmentation(mask, probability, lesions, self.metadata.classes)
+
+
+def weights_path(weights: str | PathLike[str], suffix: str = ".onnx") -> Path:
+    """The file that is meant: a path as it is, and of bundled weights the twin of that suffix.
+
+    Raises UsageError when there are no bundled weights of that name, or this installation has no such twin.
+    """
+    if str(weights).lower().endswith(SUFFIXES):
+        return Path(weights)
+    _expect_bundled(str(weights))
+    path = Path(str(_ZOO / f"{weights}{suffix}"))
+    if not path.is_file():
+        raise UsageError(f"the bundled weights {str(weights)!r} are not here as {suffix}; name a file of your own")
+    return path
+
+
+def _expect_bundled(name: str) -> None:
+    if name not in bundled_names():
+        known = ", ".join(bundled_names()) or "none in this installation"
+        raise UsageError(f"there are no weights {name!r}; bundled are {known}; a file ends in {', '.join(SUFFIXES)}")
 
 
 def bundled_names() -> tuple[str, ...]:

@@ -1,18 +1,32 @@
 """Networks in ONNX files, run by ONNX Runtime: neither training nor PyTorch is needed."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
+from cmunext.inference.backends import GPU_BATCH
+from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION, Port, check_signature
 from cmunext.metadata import Metadata
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INPUT, OUTPUT = "image", "logits"
-PRECISION = "precision"  # an entry of its own in the model's metadata; without it the arithmetic is float32
+Provider = tuple[str, Mapping[str, str]]
+CPU: Provider = ("CPUExecutionProvider", {})
+CUDA: Provider = ("CUDAExecutionProvider", {"use_tf32": "0"})  # its default would round float32 products to 10 bits
+
+# device -> the execution providers that ONNX Runtime may use, the wanted one first; what that cannot run goes to the next
+PROVIDERS: Mapping[str, Sequence[Provider]] = {
+    "cpu": (CPU,),
+    "cuda": (CUDA, CPU),
+    "tensorrt": (("TensorrtExecutionProvider", {}), CUDA, CPU),
+    "coreml": (("CoreMLExecutionProvider", {"ModelFormat": "MLProgram"}), CPU),  # the older format computes in float16
+    "directml": (("DmlExecutionProvider", {}), CPU),
+}
+PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu and TensorRT", "directml": "onnxruntime-directml"}
 
 
 @dataclass(frozen=True)
@@ -22,58 +36,72 @@ class OnnxBackend:
     session: onnxruntime.InferenceSession
     metadata: Metadata
     precision: str
+    preferred_batch: int = 1
     name: str = "onnxruntime"
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Network input float32 N x C x h x w -> logits float32 N x K x h x w."""
-        return self.session.run([OUTPUT], {INPUT: batch})[0]
+        size = self.session.get_inputs()[0].shape[0]
+        if not isinstance(size, int) or size == len(batch):
+            return self.session.run([OUTPUT], {INPUT: batch})[0]
+        parts = np.split(batch, range(size, len(batch), size))  # the file was exported for batches of one size
+        return np.concatenate([self.session.run([OUTPUT], {INPUT: part})[0] for part in parts])
 
 
-def load(path: Path, threads: int | None = None, device: str = "cpu") -> OnnxBackend:
+def load(
+    path: Path,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str | None = None,
+    streams: int | None = None,
+) -> OnnxBackend:
     """Open an .onnx file that describes itself.
 
     Raises
     ------
-    UsageError : when this ONNX Runtime has no support for the device.
+    UsageError : when this ONNX Runtime has no support for the device, or is asked for bfloat16 or streams, which it has not.
     InputError : when the file is no ONNX model, does not describe itself, or is not what it says.
     """
-    provider = PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
-        raise UsageError(
-            f"device is {device!r}, which this onnxruntime does not support; install onnxruntime-gpu, or use the cpu"
-        )
+    if precision == "bfloat16":
+        raise UsageError("onnxruntime computes in float32, not in bfloat16; choose --backend openvino, or leave --precision out")
+    if streams not in (None, 1):
+        raise UsageError(f"streams is {streams}, and onnxruntime has one; choose --backend openvino, or leave --streams out")
+    providers = PROVIDERS[device]
+    wanted = providers[0][0]
+    present = onnxruntime.get_available_providers()
+    if wanted not in present:
+        package = PACKAGES.get(device, f"a build of onnxruntime that has {wanted}")
+        raise UsageError(f"device is {device!r}, which this onnxruntime does not support; install {package}, or use the cpu")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: whatever else there is to say, we say
     options.intra_op_num_threads = threads or 0  # 0: one a core
+    if device == "directml":  # its documentation asks for both
+        options.enable_mem_pattern = False
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    usable: list[Any] = [(name, dict(arguments)) for name, arguments in providers if name in present]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=usable)
     except Exception as error:  # ONNX Runtime's own errors have no common base
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again") from error
-    if provider not in session.get_providers():  # it falls back to the CPU without an error
+    if wanted not in session.get_providers():  # it falls back to the CPU without an error
         raise InputError(f"device is {device!r}, but its driver or libraries cannot be loaded; repair them, or use the cpu")
     properties = session.get_modelmeta().custom_metadata_map
     metadata = Metadata.from_properties(properties, str(path))
-    _check_signature(session, metadata, path)
-    return OnnxBackend(session, metadata, properties.get(PRECISION, "float32"))
+    ports = {each.name: _port(each) for each in (*session.get_inputs(), *session.get_outputs())}
+    check_signature(ports, metadata, path)
+    computes_in = _precision(properties, device)
+    if precision is not None and precision != computes_in:
+        raise UsageError(f"{path}: on {device} it computes in {computes_in}, not in {precision}; leave --precision out")
+    return OnnxBackend(session, metadata, computes_in, 1 if device == "cpu" else GPU_BATCH)
 
 
-def _check_signature(session: onnxruntime.InferenceSession, metadata: Metadata, path: Path) -> None:
-    """The model's one input and one output must be what its metadata promises; a size that the file leaves open fits anything."""
-    size = (metadata.preprocessing.height, metadata.preprocessing.width)
-    expected = {INPUT: (metadata.in_channels, *size), OUTPUT: (metadata.num_classes, *size)}
-    found = {each.name: each for each in (*session.get_inputs(), *session.get_outputs())}
-    if set(found) != set(expected):
-        raise InputError(
-            f"{path}: the model has {', '.join(sorted(found))}; it must have the input {INPUT} and the output {OUTPUT}"
-        )
-    for name, promised in expected.items():
-        shape = found[name].shape
-        fits = len(shape) == 4 and all(
-            not isinstance(has, int) or has == want for has, want in zip(shape[1:], promised, strict=True)
-        )
-        if not fits or found[name].type != "tensor(float)":
-            raise InputError(
-                f"{path}: the model's {name} is {found[name].type} of {shape}, and its metadata promises "
-                f"tensor(float) of N x {' x '.join(map(str, promised))}; export the weights again"
-            )
+def _port(node: Any) -> Port:
+    shape = [size if isinstance(size, int) else None for size in node.shape]
+    return Port(node.type, node.type == "tensor(float)", shape)
+
+
+def _precision(properties: Mapping[str, str], device: str) -> str:
+    stated = properties.get(PRECISION, "float32")
+    # TensorRT multiplies float32 numbers as TF32 where the GPU can, and its provider has no option against it.
+    return "tf32" if device == "tensorrt" and stated == "float32" else stated

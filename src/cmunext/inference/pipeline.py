@@ -1,0 +1,77 @@
+"""Three stages at a time: while the network runs on some images, helpers decode the next ones and write the results of the last."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from cmunext.errors import InputError
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Raw = TypeVar("Raw")
+Outcome = TypeVar("Outcome")
+
+
+def overlapped(
+    items: Iterable[Item],
+    prepare: Callable[[Item], Prepared],
+    run: Callable[[list[Prepared]], Iterable[Raw]],
+    finish: Callable[[Item, Prepared, Raw], Outcome],
+    jobs: int = 1,
+    batch: int = 1,
+) -> Generator[tuple[Item, Outcome | InputError], None, None]:
+    """Bring each item through `prepare`, `run` and `finish`, and yield it with what came of it, in the order of the items.
+
+    `run` is called in the caller's thread, with the prepared ones of `batch` items; the other two in `jobs` threads of helpers. At
+    most 2 (jobs + batch) items are on their way at a time, however many there are. An item whose `prepare` raises an
+    InputError is yielded with that error; whatever else is raised ends the iteration, as does closing it: what has begun
+    is finished then, and nothing else is begun.
+    """
+    waiting = iter(items)
+    prepared: deque[tuple[Item, Future[Prepared]]] = deque()
+    finished: deque[tuple[Item, Future[Outcome] | InputError]] = deque()
+    pool = ThreadPoolExecutor(jobs, "cmunext")
+
+    def prepare_more() -> None:
+        while len(prepared) < jobs + batch:
+            try:
+                item = next(waiting)
+            except StopIteration:
+                return
+            prepared.append((item, pool.submit(prepare, item)))
+
+    try:
+        prepare_more()
+        while prepared:
+            group = [prepared.popleft() for _ in range(min(batch, len(prepared)))]
+            ready: list[tuple[Item, Prepared | InputError]] = []
+            for item, future in group:
+                try:
+                    ready.append((item, future.result()))
+                except InputError as error:
+                    ready.append((item, error))
+            prepare_more()
+            good = [each for _, each in ready if not isinstance(each, InputError)]
+            raw = iter(run(good) if good else ())
+            for item, each in ready:
+                finished.append((item, each if isinstance(each, InputError) else pool.submit(finish, item, each, next(raw))))
+            while finished and (len(finished) > jobs + batch or _is_done(finished[0][1])):
+                item, outcome = finished.popleft()
+                yield item, (outcome if isinstance(outcome, InputError) else outcome.result())
+        while finished:
+            item, outcome = finished.popleft()
+            yield item, (outcome if isinstance(outcome, InputError) else outcome.result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def helpers() -> int:
+    """How many helpers keep a network busy on this machine: one a core, and not more than four."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return min(4, len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+def _is_done(outcome: Future[Outcome] | InputError) -> bool:
+    return isinstance(outcome, InputError) or outcome.done()

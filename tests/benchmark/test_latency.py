@@ -1,0 +1,149 @@
+"""`latency`: one run over backends, its numbers checked against the files and the arithmetic that they are about."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.tiny_network import write_network
+
+from cmunext.benchmark import latency
+from cmunext.benchmark.latency import Row, measure
+from cmunext.benchmark.latency_plot import plot
+from cmunext.benchmark.latency_worker import peak_memory
+from cmunext.cli.main import main
+from cmunext.errors import InputError, UsageError
+
+KEYS = {"network", "backend", "precision", "threads", "median_ms", "p95_ms", "max_abs_diff"}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network(tmp_path_factory.mktemp("weights") / "tiny.onnx")
+
+
+def test_the_rows_of_a_file(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    call = ["latency", str(network), "--backends", "onnxruntime,openvino", "--precisions", "float32", "--count", "6", "--json"]
+    assert main(call) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    assert printed.err == ""
+    assert [(row["backend"], row["precision"], row["threads"]) for row in rows] == [
+        ("onnxruntime", "float32", 1),
+        ("openvino", "float32", 1),
+    ]
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["network"] == str(network)
+        assert 0 < row["p5_ms"] <= row["median_ms"] <= row["p95_ms"] < row["start_up_ms"]
+        assert row["images_per_second"] == pytest.approx(1000 / row["median_ms"])
+        assert row["images"] == 8  # whole turns of four
+        assert row["file_bytes"] == network.stat().st_size
+        assert row["reference"] == "onnxruntime"
+        assert 20e6 < row["peak_memory_bytes"] < 2e9
+    assert rows[0]["max_abs_diff"] == 0
+    assert 0 <= rows[1]["max_abs_diff"] < 1e-4
+    assert rows[1]["mask_iou"] == 1
+
+
+@pytest.mark.slow
+def test_a_registered_network_against_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("openvino")
+    figure = tmp_path / "times.svg"
+    assert main(["latency", "cmunext-s", "--count", "4", "--plot", str(figure)]) in (0, 1)  # 1: a CPU without bfloat16
+    table = capsys.readouterr().out
+    lines = [line.split() for line in table.splitlines() if line.strip().startswith("cmunext-s")]
+    found = {(words[1], words[2]): float(words[-2]) for words in lines}
+    assert found["torch", "float32"] == 0
+    assert found["onnxruntime", "float32"] < 1e-2
+    assert found["openvino", "float32"] < 1e-2
+    assert "Compared with torch in float32" in table
+    assert "openvino" in figure.read_text()
+
+
+def test_a_network_with_random_weights_has_the_statistics_of_its_images() -> None:
+    torch = pytest.importorskip("torch")
+    from cmunext import networks
+    from cmunext.benchmark.latency_files import settle
+    from cmunext.image.preprocess import Preprocessing
+    from cmunext.phantom import simulate
+
+    preprocessing = Preprocessing(height=64, width=64)
+    torch.manual_seed(0)
+    network = networks.create("cmunext-s")
+    settle(network, preprocessing)
+    assert not network.training
+    seen: dict[str, float] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, given, out, name=name: seen.update({name: float(out.std())}))
+            assert module.momentum == 0.1
+    images = [preprocessing.to_input(simulate(seed, 64, 64)[0]) for seed in range(8)]
+    with torch.no_grad():
+        network(torch.from_numpy(np.concatenate(images)))
+    assert len(seen) > 20
+    assert all(0.5 < spread < 2 for spread in seen.values())  # one, up to the images that the statistics have not seen
+
+
+def test_agreement_is_that_of_logits_and_of_masks_at_the_images_size() -> None:
+    from cmunext.image.preprocess import Preprocessing
+
+    preprocessing = Preprocessing(height=4, width=4)
+    expected = np.full((2, 1, 4, 4), -1, np.float32)
+    expected[0, 0, :2] = 1
+    other = expected.copy()
+    other[0, 0, 1] = -2
+    pixels = [np.zeros((4, 4), np.uint8)] * 2
+    difference, iou = latency._agreement(expected, other, preprocessing, pixels)
+    assert difference == 3
+    assert iou == pytest.approx((4 / 8 + 1) / 2)  # half of the first mask, and both empty in the second
+
+
+def test_what_cannot_be_measured(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ({"backends": ["tflite"]}, "no backend 'tflite'"),
+        ({"precisions": ["int4"]}, "no precision 'int4'"),
+        ({"backends": ["torch"], "precisions": ["bfloat16"]}, "does not run in bfloat16"),
+        ({"threads": [0]}, "threads is 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            measure([str(network)], **arguments)
+    with pytest.raises(UsageError, match="no such weights file"):
+        measure([str(tmp_path / "none.onnx")])
+    (tmp_path / "bad.onnx").write_text("no model")
+    with pytest.raises(InputError, match="cannot be opened as an ONNX model"):
+        measure([str(tmp_path / "bad.onnx")], ["onnxruntime"])
+    assert main(["latency", str(network), "--threads", "x"]) == 2
+    assert "--threads is 'x'" in capsys.readouterr().err
+    assert main(["latency", str(network), "--plot", "times.txt"]) == 2
+    assert "a plot is written as .svg" in capsys.readouterr().err
+
+
+def test_the_plot_says_what_the_rows_say(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    row = Row("weights/mine.onnx", "openvino", "bfloat16", 2, 12.34, 11.0, 14.0, 81.0, 900.0, None, 10, "torch", 0.1, 0.99, 40)
+    rows = [row, replace(row, network="unext", precision="float32", threads=1, backend="torch", median_ms=56.78)]
+    plot(rows, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    for word in ("mine.onnx, openvino bfloat16, 2 threads", "unext, torch float32, 1 thread", "12.3", "56.8"):
+        assert word in text
+    plot(rows, tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_text() == text
+    assert asdict(row)["median_ms"] == 12.34
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts pages as Linux does")
+def test_peak_memory_is_of_this_process_and_of_its_peak() -> None:
+    program = (
+        "from cmunext.benchmark.latency_worker import peak_memory; before = peak_memory();"
+        "block = bytearray(b'x') * 200_000_000; del block; print(peak_memory() - before)"
+    )
+    ballast = bytearray(b"x") * 300_000_000  # of the parent, which must not count
+    grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    assert grown == pytest.approx(200e6, rel=0.1)
+    assert peak_memory() > len(ballast)

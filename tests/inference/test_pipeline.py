@@ -1,0 +1,155 @@
+"""Decode, network and encode side by side: same order, same files, few images in memory, and errors where they belong."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.tiny_network import dark_discs, write_network
+
+from cmunext.errors import InputError
+from cmunext.image.files import write_image
+from cmunext.inference.pipeline import overlapped
+from cmunext.inference.results import segment_files
+from cmunext.inference.segmenter import Segmenter
+
+
+def double(batch: list[int]) -> list[int]:
+    return [2 * each for each in batch]
+
+
+@pytest.mark.parametrize(("jobs", "batch"), [(1, 1), (3, 1), (1, 4), (4, 3)])
+def test_results_come_in_order_and_few_are_on_their_way(jobs: int, batch: int) -> None:
+    lock = threading.Lock()
+    begun, most, sizes = 0, 0, []
+    taken = 0
+
+    def prepare(item: int) -> int:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun - taken)
+        time.sleep(0.001 * (item * 7 % 5))
+        return item + 100
+
+    def run(prepared: list[int]) -> list[int]:
+        sizes.append(len(prepared))
+        return double(prepared)
+
+    def finish(item: int, prepared: int, raw: int) -> tuple[int, int, int]:
+        time.sleep(0.001 * (item * 3 % 4))
+        return item, prepared, raw
+
+    seen = []
+    for item, outcome in overlapped(range(60), prepare, run, finish, jobs, batch):
+        assert outcome == (item, item + 100, 2 * (item + 100))
+        seen.append(item)
+        with lock:
+            taken += 1
+    assert seen == list(range(60))
+    assert most <= 3 * (jobs + batch)
+    assert max(sizes) == batch
+
+
+def test_the_three_stages_overlap() -> None:
+    def slow(*arguments: object) -> float:
+        time.sleep(0.02)
+        return 0.0
+
+    started = time.perf_counter()
+    assert len(list(overlapped(range(15), slow, lambda group: [slow() for _ in group], slow, 2))) == 15
+    assert time.perf_counter() - started < 0.75 * 15 * 3 * 0.02
+
+
+def test_an_input_error_belongs_to_its_item_and_others_end_the_iteration() -> None:
+    def prepare(item: int) -> int:
+        if item % 3 == 0:
+            raise InputError(f"{item} is bad")
+        return item
+
+    outcomes = list(overlapped(range(10), prepare, double, lambda item, prepared, raw: raw, 2, 4))
+    assert [item for item, _ in outcomes] == list(range(10))
+    assert [str(outcome) for _, outcome in outcomes] == [f"{i} is bad" if i % 3 == 0 else str(2 * i) for i in range(10)]
+
+    def full_disk(item: int, prepared: int, raw: int) -> int:
+        if item == 4:
+            raise OSError("the disk is full")
+        return raw
+
+    done = []
+    with pytest.raises(OSError, match="the disk is full"):
+        done.extend(item for item, _ in overlapped(range(10), int, double, full_disk, 2))
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(overlapped(["1", "x"], int, double, lambda item, prepared, raw: raw, 2))
+    with pytest.raises(InputError, match="the network is damaged"):
+        list(overlapped(range(3), int, lambda group: (_ for _ in ()).throw(InputError("the network is damaged")), full_disk))
+
+
+def test_closing_early_finishes_what_has_begun_and_leaves_no_helper() -> None:
+    started, ended = [], []
+
+    def finish(item: int, prepared: int, raw: int) -> int:
+        started.append(item)
+        time.sleep(0.01)
+        ended.append(item)
+        return raw
+
+    results = overlapped(range(1000), int, double, finish, 3)
+    assert next(results) == (0, 0)
+    results.close()
+    assert sorted(started) == sorted(ended)
+    assert len(ended) < 20
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmunext")]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    paths = []
+    for number in range(12):
+        path = tmp_path / "images" / f"{number}.png"
+        size = (90 + 5 * number, 160 - 4 * number)
+        write_image(path, dark_discs(size, tuple((20 + 30 * k, 30 + 4 * number, 9 + k) for k in range(1 + number % 3))))
+        paths.append(path)
+    paths[5].write_bytes(paths[5].read_bytes()[:60])
+    return paths
+
+
+def test_jobs_batches_and_streams_write_the_same_bytes(sources: list[Path], tmp_path: Path) -> None:
+    network = write_network(tmp_path / "tiny.onnx")
+    expected = Segmenter.load(network)
+    out = tmp_path / "out"
+    written = []
+    for jobs, batch in ((1, 1), (4, 1), (2, 5), (3, 64)):
+        results = list(segment_files(Segmenter.load(network), sources, out, overwrite=True, jobs=jobs, batch=batch))
+        assert [result.source for result in results] == sources
+        assert [result.error is not None for result in results] == [number == 5 for number in range(12)]
+        for result in results:
+            if result.record:
+                lesions = expected(result.source).lesions
+                assert result.record["lesions"] == [lesion.to_dict() for lesion in lesions]
+                assert (result.record["backend"], result.record["precision"]) == ("onnxruntime", "float32")
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert len(written[0]) == 2 * 11 + 1
+    assert all(each == written[0] for each in written)
+
+
+def test_a_batch_that_the_network_spoils_is_an_error_of_the_run(sources: list[Path], tmp_path: Path) -> None:
+    segmenter = Segmenter.load(write_network(tmp_path / "nan.onnx", gain=float("nan")))
+    with pytest.raises(InputError, match="NaN or infinite logits"):
+        list(segment_files(segmenter, sources, tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("*")) or not (tmp_path / "out").exists()
+
+
+def test_stopping_early_records_what_is_on_disk(sources: list[Path], tmp_path: Path) -> None:
+    import json
+
+    out = tmp_path / "out"
+    results = segment_files(Segmenter.load(write_network(tmp_path / "tiny.onnx")), sources, out, jobs=3)
+    next(results)
+    results.close()
+    records = json.loads((out / "segmentation.json").read_text())
+    on_disk = sorted(path.name for path in out.iterdir())
+    assert on_disk == sorted([Path(r[key]).name for r in records for key in ("mask", "overlay")] + ["segmentation.json"])
+    assert 1 <= len(records) < 12
+    assert np.all([Path(record["source"]) in sources for record in records])
