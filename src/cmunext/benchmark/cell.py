@@ -1,0 +1,268 @@
+"""One cell of a grid: train what is not trained, score what is not scored, and keep what is small enough for a repository.
+
+    OUT/runs/CELL/    the training's folder: checkpoint, weights, log (large; a .gitignore keeps it out of repositories)
+    OUT/cells/CELL/   config.json, history.csv, best.csv, last.csv, external-NAME.csv: all that tables are made of
+
+Every file is written whole or not at all, and `config.json` last, so what is there tells what is missing.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmunext.benchmark.grid import Cell, Grid
+from cmunext.data.layout import list_entries, resolve
+from cmunext.errors import InputError, UsageError
+from cmunext.storage import write_bytes, write_json, write_text
+
+CONFIG, HISTORY, FAILED, STEP = "config.json", "history.csv", "failed.json", "step.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The output folder of a grid."""
+
+    root: Path
+
+    def cell(self, cell: Cell) -> Path:
+        """The folder of a cell's small text files."""
+        return self.root / "cells" / cell.identifier
+
+    def run(self, cell: Cell) -> Path:
+        """The folder of a cell's training."""
+        return self.root / "runs" / cell.identifier
+
+    def scores(self, cell: Cell) -> dict[str, Path]:
+        """Every score table of a cell: "best", "last", and "external-NAME" for official lists."""
+        names = ["best", "last"]
+        if cell.lists.kind == "official":
+            names += [f"external-{external.name}" for external in cell.dataset.external]
+        return {name: self.cell(cell) / f"{name}.csv" for name in names}
+
+    def missing(self, cell: Cell) -> list[Path]:
+        """The files that the cell still lacks, none when it is done."""
+        wanted = [*self.scores(cell).values(), self.cell(cell) / HISTORY, self.cell(cell) / CONFIG]
+        return [path for path in wanted if not path.is_file()]
+
+
+def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
+    """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
+    files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
+    return {
+        "cell": cell.identifier,
+        "network": cell.network,
+        "arguments": cell.arguments,
+        "dataset": cell.dataset.name,
+        "list": cell.lists.name,
+        "at": grid.at,
+        "surface": grid.surface,
+        "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
+        **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()},
+    }
+
+
+def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
+    """Raise UsageError when the cell was finished by another plan than the grid's, so that nothing unequal is put side by side."""
+    path = store.cell(cell) / CONFIG
+    if not path.is_file():
+        return
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
+    for key, value in plan_of(grid, cell).items():
+        if kept.get(key) != value:
+            changed = next((one for one in value if kept[key].get(one) != value[one]), "") if isinstance(value, dict) else ""
+            what = f"{key} {changed}".strip()
+            raise UsageError(
+                f"{path} was made with another {what} than the grid now has; delete its folder, or give another --out"
+            )
+
+
+def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
+    """Do what a cell lacks; True when it is done, False when it was asked to stop (and what is done is saved).
+
+    Raises
+    ------
+    InputError, UsageError, OSError : see `training.run.train` and `benchmark.evaluate.evaluate`; also when a case could not be
+        measured, because scores of fewer cases would not be comparable.
+    """
+    from cmunext.training.run import AVERAGE, BEST, LAST
+
+    store = Store(out)
+    folder, run = store.cell(cell), store.run(cell)
+    last = run / (AVERAGE if cell.recipe.ema_decay else LAST)
+    if not store.missing(cell):
+        return True
+    _check_run(cell, run)
+    if not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
+        if not _train(grid, cell, run, threads):
+            return False
+    else:
+        _use_threads(threads)
+    for name, path in store.scores(cell).items():
+        if not path.is_file():
+            external = next((one for one in cell.dataset.external if name == f"external-{one.name}"), None)
+            root, cases = (external.root, external.cases) if external else (cell.dataset.root, cell.lists.validation)
+            _score(grid, run / BEST if name == "best" else last, root, cases, path)
+    write_bytes(folder / HISTORY, (run / HISTORY).read_bytes())
+    trained = json.loads((run / "recipe.json").read_text("utf-8"))
+    write_json(
+        folder / CONFIG,
+        {
+            **plan_of(grid, cell),
+            "train_list": cell.lists.train.name,
+            "validation_list": cell.lists.validation.name,
+            "train_cases": len(trained["train"]),
+            "validation_cases": len(trained["validation"]),
+            "precision": trained["recipe"]["precision"],
+            "threads": trained["threads"],
+            "device": trained["device"],
+            "versions": trained["versions"],
+        },
+    )
+    (folder / FAILED).unlink(missing_ok=True)
+    (run / "last.ckpt").unlink(missing_ok=True)  # the largest file, and of no more use
+    return True
+
+
+def record_failure(cell: Cell, out: Path, sentence: str) -> None:
+    """Write why a cell failed; the record goes when the cell is done."""
+    write_json(Store(out).cell(cell) / FAILED, {"cell": cell.identifier, "error": sentence})
+
+
+def _check_run(cell: Cell, run: Path) -> None:
+    """Raise InputError when the folder holds a training by another plan: its weights must not be scored as the cell's."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        return
+    saved = json.loads(path.read_text("utf-8"))
+    recipe = json.loads(json.dumps(cell.recipe.to_dict()))
+    if recipe["precision"] == "auto":
+        recipe["precision"] = saved["recipe"].get("precision")
+    lists = (("train", cell.lists.train), ("validation", cell.lists.validation))
+    agrees = {
+        "network": saved["network"] == cell.network,
+        "network argument": cell.arguments.items() <= saved["arguments"].items(),
+        "recipe": saved["recipe"] == recipe,
+        **{f"{name} list": resolve(list_entries(file), saved[name]) == saved[name] for name, file in lists},
+    }
+    if differing := [name for name, same in agrees.items() if not same]:
+        raise InputError(f"{run} holds a training with another {differing[0]}; delete it, or give another --out")
+
+
+@contextmanager
+def grid_networks_trusted(grid: Grid) -> Iterator[None]:
+    """Let weights files name the networks of one's own that the grid file names: it ran that very code in training."""
+    from cmunext.weights import TRUSTED
+
+    before = os.environ.get(TRUSTED)
+    own = sorted(network for network in grid.networks.values() if ":" in network)
+    os.environ[TRUSTED] = ",".join([before, *own] if before else own)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(TRUSTED)
+        else:
+            os.environ[TRUSTED] = before
+
+
+def _train(grid: Grid, cell: Cell, run: Path, threads: int) -> bool:
+    from cmunext.training.run import Reporter, Task, train
+
+    for name in ("lightning.fabric", "lightning.pytorch"):  # they announce precision and processes, which the log has anyway
+        logging.getLogger(name).setLevel(logging.WARNING)
+    run.mkdir(parents=True, exist_ok=True)
+    if not (ignored := run.parent / ".gitignore").is_file():
+        write_text(ignored, "*\n")
+    task = Task(
+        cell.dataset.root,
+        cell.lists.train,
+        cell.lists.validation,
+        cell.network,
+        cell.recipe,
+        run,
+        cell.arguments,
+        resume=True,
+        device=grid.device,
+        threads=threads,
+        licence=cell.dataset.licence,
+    )
+    clock = _Clock(run, cell.recipe.batch_size, threads)
+    with (run / "log.txt").open("a", encoding="utf-8") as log:
+
+        def say(sentence: str) -> None:
+            print(sentence, file=log, flush=True)
+
+        def epoch(row: dict) -> None:
+            clock.keep()
+            scores = "" if row["val_iou"] is None else f"  val loss {row['val_loss']:.4f}  IoU {row['val_iou']:.4f}"
+            say(f"epoch {row['epoch']:>4}  loss {row['loss']:.4f}{scores}")
+
+        progress = train(task, Reporter(say, lambda _: lambda: None, clock.step, epoch))
+    return progress.epoch == cell.recipe.epochs
+
+
+class _Clock:
+    """Measures optimisation steps, so that a later estimate of time rests on what this machine did."""
+
+    def __init__(self, run: Path, batch_size: int, threads: int):
+        self.run, self.batch_size, self.threads = run, batch_size, threads
+        self.before: tuple[int, float] | None = None  # epoch of the step before, and when it ended
+        self.seconds: list[float] = []
+
+    def step(self, epoch: int, done: int, batches: int, loss: float) -> None:
+        now = time.perf_counter()
+        if self.before and self.before[0] == epoch:
+            self.seconds.append(now - self.before[1])
+        self.before = (epoch, now)
+
+    def keep(self) -> None:
+        if self.seconds:
+            middle = statistics.median(self.seconds)
+            write_json(self.run / STEP, {"seconds": middle, "steps": len(self.seconds), "threads": self.threads})
+
+
+def _score(grid: Grid, weights: Path, root: Path, cases: Path, path: Path) -> None:
+    from cmunext.benchmark.evaluate import evaluate
+    from cmunext.data.layout import Layout
+    from cmunext.inference.segmenter import Segmenter
+
+    layout = Layout.open(root)
+    with grid_networks_trusted(grid):
+        segmenter = Segmenter.load(weights, backend="torch", device=_inference_device(grid.device))
+    found = evaluate(segmenter, layout, layout.read_list(cases), at=grid.at, surface=grid.surface)  # type: ignore[arg-type]
+    if found.failures:
+        name, sentence = found.failures[0]
+        raise InputError(f"{len(found.failures)} cases of {cases.name} could not be measured, the first {name}: {sentence}")
+    found.write(path)
+
+
+def _inference_device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def sweep(out: Path) -> None:
+    """Remove the temporary files that killed processes left in the folders of cells, tables and figures."""
+    for pattern in ("cells/*/.*.part*", "runs/*/.*.part*", "tables/.*.part*", "figures/.*.part*"):
+        for path in list(out.glob(pattern)):
+            path.unlink(missing_ok=True)

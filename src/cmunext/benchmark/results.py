@@ -1,0 +1,184 @@
+"""From the small files of a grid's cells to the numbers of its tables. Nothing is computed from images or weights here.
+
+Columns
+-------
+paper : official lists, weights of the best validation epoch, mean over images: comparable with published tables, and optimistic.
+last : the same trainings at their last epoch (the average of weights where the recipe keeps one): nothing was picked.
+clean : `last` on the validation images without a near duplicate among the training images.
+grouped : last epoch, cross-validation that keeps clusters of near duplicates together.
+external : `last` on another dataset, on which nothing was chosen.
+
+A value is there when every training it averages is there, else it is missing (None). It is never estimated.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmunext.benchmark.cell import HISTORY, Store
+from cmunext.benchmark.compare import read_scores
+from cmunext.benchmark.grid import Cell, Dataset, Grid
+from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
+from cmunext.data.layout import list_entries, resolve
+from cmunext.data.table import read_table
+from cmunext.errors import InputError
+
+
+@dataclass(frozen=True)
+class Value:
+    """One network in one column.
+
+    Attributes
+    ----------
+    iou, f1 : means over images (of every run), in [0, 1].
+    low, high : 95 % bootstrap interval of `iou`; an image that stands in several lists, or a group, is drawn whole.
+    spread : standard deviation of the runs' mean IoUs (n - 1), NaN for a single run.
+    runs, images : trainings, and different images.
+    """
+
+    iou: float
+    f1: float
+    low: float
+    high: float
+    spread: float
+    runs: int
+    images: int
+
+
+def columns_of(dataset: Dataset) -> tuple[str, ...]:
+    """Names of a dataset's columns; each external dataset has its own."""
+    external = [f"external {one.name}" for one in dataset.external] or ["external"]
+    return ("paper", "last", "clean", "grouped", *external)
+
+
+def cells_of(grid: Grid, dataset: Dataset, recipe: str, label: str) -> list[Cell]:
+    """The cells behind a row, in the grid's order."""
+    return [cell for cell in grid.cells if (cell.dataset.name, cell.recipe.name, cell.label) == (dataset.name, recipe, label)]
+
+
+def value_of(grid: Grid, store: Store, dataset: Dataset, recipe: str, label: str, column: str) -> Value | None:
+    """One network in one column; None when a training of it is missing. Raises InputError when a score table is damaged."""
+    runs = scores_of(store, cells_of(grid, dataset, recipe, label), column)
+    if not runs:
+        return None
+    group_of = _groups(dataset)
+    ious = [value for run in runs for value in run["iou"].values()]
+    f1s = [value for run in runs for value in run["f1"].values()]
+    cases = [case for run in runs for case in run["iou"]]
+    means = [float(np.nanmean(list(run["iou"].values()))) for run in runs]
+    interval = bootstrap_mean(ious, [group_of.get(case, case) for case in cases])
+    return Value(
+        interval.mean,
+        float(np.nanmean(f1s)),
+        interval.low,
+        interval.high,
+        float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        len(runs),
+        len(set(cases)),
+    )
+
+
+def scores_of(store: Store, cells: Iterable[Cell], column: str) -> list[dict[str, dict[str, float]]]:
+    """For each training behind a column: {"iou": case -> score, "f1": ...}. Empty when one is missing, or there is none."""
+    kind = "grouped" if column == "grouped" else "official"
+    wanted = [cell for cell in cells if cell.lists.kind == kind and not (column == "clean" and cell.lists.clean is None)]
+    found = []
+    for cell in wanted:
+        name = f"external-{column.removeprefix('external ')}" if column.startswith("external") else "last"
+        path = store.scores(cell).get("best" if column == "paper" else name)
+        if path is None or not path.is_file():
+            return []
+        scores = {metric: read_scores(path, metric) for metric in ("iou", "f1")}
+        if column == "clean":
+            kept = _clean(cell, scores["iou"])
+            scores = {metric: {case: values[case] for case in kept} for metric, values in scores.items()}
+        found.append(scores)
+    return found
+
+
+def p_values(grid: Grid, store: Store, dataset: Dataset, recipe: str, column: str = "last") -> dict[str, float]:
+    """Label -> p-value of its IoU against the grid's reference (paired Wilcoxon over images, a mean of runs each), Holm-corrected."""
+    if grid.reference is None:
+        return {}
+    of_label = {label: _case_means(scores_of(store, cells_of(grid, dataset, recipe, label), column)) for label in grid.labels}
+    reference = of_label.pop(grid.reference)
+    others = {label: scores for label, scores in of_label.items() if scores and scores.keys() == reference.keys()}
+    tests = [wilcoxon([scores[case] for case in reference], list(reference.values())).p_value for scores in others.values()]
+    return dict(zip(others, map(float, holm(tests)), strict=True)) if tests else {}
+
+
+def histories_of(store: Store, cells: Iterable[Cell]) -> list[dict[int, float]]:
+    """Validation IoU by epoch of every finished training among the cells."""
+    paths = (store.cell(cell) / HISTORY for cell in cells)
+    return [
+        {int(epoch): float(row["val_iou"]) for epoch, row in read_table(path, "epoch").items() if row["val_iou"]}
+        for path in paths
+        if path.is_file()
+    ]
+
+
+def frames_per_second(path: Path | None) -> dict[str, float]:
+    """Network -> frames per second, from a file of latencies (the fastest entry of each). Empty when there is no such file.
+
+    Raises InputError when it is something else.
+    """
+    if path is None or not path.is_file():
+        return {}
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        speeds: dict[str, float] = {}
+        for row in rows:
+            speeds[row["network"]] = max(speeds.get(row["network"], 0.0), 1000 / float(row["median_ms"]))
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{path} is no list of latencies ({error}); it needs network and median_ms in each entry") from error
+    return speeds
+
+
+def u_score(iou: float, limits: tuple[float, float], parameters: float, gigaflops: float, fps: float) -> float:
+    """U-Score of U-Bench (2025), in [5, 100]: the harmonic mean of accuracy and efficiency.
+
+    Parameters
+    ----------
+    iou : in [0, 1]. limits : the IoUs that count as 0 and 1 (10th and 90th percentile of the benchmark's networks on the dataset).
+    parameters : in millions. gigaflops : multiply-accumulates / 1e9. fps : frames per second; say on which device.
+    """
+    low, high = limits
+    accuracy = _clipped((iou - low) / (high - low))
+    parts = (
+        _clipped((4.32 - math.log(parameters)) / 3.93),
+        _clipped((4.20 - math.log(gigaflops)) / 3.32),
+        _clipped((fps - 24.28) / 97.35),
+    )
+    efficiency = 3 / sum(1 / part for part in parts)
+    return 100 * 2 / (1 / accuracy + 1 / efficiency)
+
+
+def _clipped(share: float) -> float:
+    return min(1.0, max(0.05, share))
+
+
+def _case_means(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    gathered: dict[str, list[float]] = {}
+    for run in runs:
+        for case, value in run["iou"].items():
+            gathered.setdefault(case, []).append(value)
+    return {case: float(np.mean(gathered[case])) for case in sorted(gathered)}
+
+
+def _clean(cell: Cell, scores: Mapping[str, float]) -> list[str]:
+    path = cell.lists.clean
+    assert path is not None  # asked only for lists that have one
+    kept = resolve(list_entries(path), scores.keys())
+    if unknown := sorted(set(kept) - scores.keys()):
+        raise InputError(f"the clean list {path} names {unknown[0]!r}, which {cell.identifier} has no score of; make it again")
+    if not kept:
+        raise InputError(f"the clean list {path} names no case; take it out of the grid, or make it again")
+    return kept
+
+
+def _groups(dataset: Dataset) -> dict[str, str]:
+    return {case: row["group"] for case, row in read_table(dataset.groups).items()} if dataset.groups else {}
