@@ -33,7 +33,7 @@ $(VENV)/light.stamp: pyproject.toml
 $(VENV)/all.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable '.[train,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[train,openvino,dev]'
 	touch $@
 
 clean:
