@@ -143,3 +143,15 @@ def test_exporting_says_nothing_on_stderr(tmp_path: Path) -> None:
     assert (result.stdout, result.stderr) == ("", "")
     metadata = Metadata.from_properties(onnxruntime.InferenceSession(tmp_path / "x.onnx").get_modelmeta().custom_metadata_map)
     assert metadata.export["norms"]["kept"] == 0
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_changed_byte_is_noticed(file: Path, tmp_path: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # in the middle of the weights
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(content)
+    with pytest.raises(InputError, match="changed after it was written"):
+        Segmenter.load(changed, backend=backend)
