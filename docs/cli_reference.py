@@ -29,7 +29,7 @@ def _row(parameter) -> str:
     names = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
     shown = names if names.startswith("`-") else f"`{parameter.name.upper()}`"
     default = parameter.default() if callable(parameter.default) else parameter.default
-    given = "required" if parameter.required else "" if default is None or default is False or default == [] else f"`{default}`"
+    given = "required" if parameter.required else "" if default in (None, "", [], ()) or default is False else f"`{default}`"
     return f"| {shown} | {given} | {' '.join((parameter.help or '').split()).replace('|', chr(92) + '|')} |"
 
 

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from tests.data.folders import dataset, drawn, noise, raw_busi, tree, write
 
 from cmunext.cli.main import main
-from cmunext.data.layout import Layout, write_list
+from cmunext.data.layout import Layout, read_list, write_list
+from cmunext.phantom import simulate
 
 NAMES = [*(f"benign ({number})" for number in range(1, 8)), *(f"malignant ({number})" for number in range(1, 4))]
 
@@ -134,7 +136,7 @@ def test_audit_with_problems(call, root):
     code, out, _ = call("audit", root)
     assert code == 1
     assert "problems (3):" in out
-    assert "groups of equal images (1):\n  benign (3) = benign (4)\n" in out
+    assert "groups of images that show the same frame (1):\n  benign (3) = benign (4)\n" in out
 
 
 def test_lists_may_be_given_one_option_each(call, root):
@@ -145,9 +147,46 @@ def test_lists_may_be_given_one_option_each(call, root):
     assert list(json.loads(out)["lists"]) == ["a.txt", "b.txt"]
 
 
+def test_audit_writes_what_it_found(call, root, tmp_path):
+    image, truth = simulate(0, 240, 280)
+    write(root / "images" / "benign (1).png", image)
+    write(root / "images" / "malignant (1).png", image[10:, 20:])
+    write(root / "masks" / "0" / "benign (1).png", truth.astype(np.uint8) * 255)
+    write(root / "masks" / "0" / "malignant (1).png", truth[10:, 20:].astype(np.uint8) * 255)
+    write_list(root / "train.txt", NAMES[:4])
+    write_list(root / "val.txt", NAMES[4:])
+    call_ = ("audit", root, "--lists", "train.txt", "val.txt", "--out", tmp_path / "found", "--pictures", tmp_path / "page")
+    code, out, err = call(*call_, "--json")
+    assert code == 1
+    document = json.loads(out)
+    assert document["clusters"] == [["benign (1)", "malignant (1)"]]
+    assert document["leaks"]["val.txt"] == ["malignant (1)"]
+    (pair,) = document["pairs"]
+    assert (pair["first"], pair["second"], pair["equal"], pair["mirror"]) == ("benign (1)", "malignant (1)", False, "")
+    assert pair["agreement"] > 0.95
+    assert pair["matrix"][0][2] == pytest.approx(-20, abs=0.5)
+    assert document["cross_class"] == [["benign (1)", "malignant (1)"]]
+    written = [tmp_path / "found" / "groups.csv", tmp_path / "found" / "val_clean.txt", tmp_path / "page" / "index.html"]
+    assert err == "".join(f"written: {path}\n" for path in written)
+    assert read_list(written[1], NAMES) == document["clean"]["val.txt"] == [name for name in NAMES[4:] if name != "malignant (1)"]
+    code, out, _ = call(*call_)
+    assert code == 1
+    assert "groups of images that show the same frame (1):\n  benign (1) = malignant (1)\n" in out
+    assert "duplicates of different classes (1):" in out
+    assert "1 pairs annotated twice: IoU of their masks" in out
+    code, out, _ = call("audit", root, "--duplicates", "exact", "--lists", "train.txt", "val.txt")
+    assert code == 0
+    assert "groups of" not in out
+    code, out, _ = call("split", root, "--group", tmp_path / "found" / "groups.csv", "--folds", 3)
+    assert code == 0
+    assert f"{len(NAMES) - 1} groups" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("set", "--duplicates", "all"), "must be one of near, exact, none"),
+        (("set", "--similarity", "0.2"), "must lie between 0.6 and 1"),
         (("missing",), "is not a folder"),
         (("set/images",), "has no folder images"),
         (("set", "--lists", "nowhere.txt"), "nowhere.txt"),

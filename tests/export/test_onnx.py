@@ -104,7 +104,7 @@ def test_a_graph_that_computes_something_else_is_noticed(
 ) -> None:
     """The comparison is with the weights that were given, not with the graph: one changed number is enough."""
 
-    def fold_wrongly(model) -> tuple[int, int]:
+    def fold_wrongly(model, forward: bool) -> tuple[int, int]:
         import onnx_ir as ir
 
         value = model.graph.initializers["head.bias"]

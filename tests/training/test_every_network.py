@@ -72,17 +72,28 @@ def test_one_epoch_lowers_the_loss(name: str, nuclei: Path, tmp_path: Path) -> N
 
 
 def test_a_network_of_ones_own(nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    (tmp_path / "own_network.py").write_text(
+    (tmp_path / "trained_elsewhere.py").write_text(
         "from torch import nn\n\n\ndef small(in_channels, num_classes):\n"
         "    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    call = ["train", str(nuclei), "--network", "own_network:small", "--train", "train.txt", "--val", "val.txt", "--device", "cpu"]
+    call = [
+        "train",
+        str(nuclei),
+        "--network",
+        "trained_elsewhere:small",
+        "--train",
+        "train.txt",
+        "--val",
+        "val.txt",
+        "--device",
+        "cpu",
+    ]
     assert main([*call, "--out", str(tmp_path / "run"), "--set", "epochs=1", "--set", "size=32"]) == 0
     trained = str(tmp_path / "run" / "ema.safetensors")
     assert main(["evaluate", trained, str(nuclei), "--list", "val.txt"]) == 1, "a file alone must not choose what runs"
-    assert "CMUNEXT_NETWORKS=own_network:small" in capsys.readouterr().err
-    monkeypatch.setenv("CMUNEXT_NETWORKS", "own_network:small")
+    assert "CMUNEXT_NETWORKS=trained_elsewhere:small" in capsys.readouterr().err
+    monkeypatch.setenv("CMUNEXT_NETWORKS", "trained_elsewhere:small")
     assert main(["evaluate", trained, str(nuclei), "--list", "val.txt", "--json"]) == 0
     assert main(["export", trained, str(tmp_path / "own.onnx")]) == 0
     assert main(["segment", str(nuclei / "images"), "--weights", str(tmp_path / "own.onnx"), "--out", str(tmp_path / "out")]) == 0

@@ -62,17 +62,57 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    duplicates: Annotated[
+        str,
+        typer.Option(
+            help="What to search for: near (the same frame cropped, rescaled, mirrored, marked, compressed or with another gain; about "
+            "30 s for 650 images), exact (equal pixel by pixel; quick) or none."
+        ),
+    ] = "near",
+    similarity: Annotated[
+        float,
+        typer.Option(
+            help="What makes a near duplicate. The default takes copies and successive frames of a sweep; 0.7 also takes frames a "
+            "moment apart."
+        ),
+    ] = 0.89,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write groups.csv for `split --group`, and NAME_clean.txt of each list but the first: its cases without a duplicate "
+            "in a list before it.",
+            show_default=False,
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write index.html with the near duplicates side by side, to check by eye.", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look a dataset over: pairing, files that cannot be read, sizes, masks, classes, and what its lists share.
+    """Look a dataset over: pairing, files that cannot be read, sizes, masks, classes, what it holds twice, what its lists share.
 
-    Clusters and leaks are of images that are equal pixel by pixel; near duplicates are not searched for.
-    Exit code 1 when there are problems.
+    Clusters are cases that show the same frame; leaks are the cases of a list that show the same frame as one of a list before it.
+    Exit code 1 when there are problems; leaks are problems, clusters are not.
     """
     from cmunext.data import audit as library
+    from cmunext.data.layout import Layout
+    from cmunext.data.pictures import write_pictures
 
-    found = library.audit(dataset, [*(lists or ()), *(more or ())], progress=_progress("looking over"))
+    stages = ["looking over", *(["proposing duplicates", "confirming them"] if duplicates == "near" else []), "comparing masks"]
+    found = library.audit(
+        dataset, [*(lists or ()), *(more or ())], search=duplicates, similarity=similarity, progress=_progress(*stages)
+    )
+    written = list(library.write_findings(dataset, found, out)) if out else []
+    if pictures:
+        layout = Layout.open(dataset)
+        written.append(write_pictures(pictures, layout, found.pairs, library.classes_in(layout), _progress("drawing")))
     _print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else _audited(found))
+    for path in written:
+        typer.echo(f"written: {path}", err=True)
     if found.problems:
         raise typer.Exit(1)
 
@@ -87,8 +127,9 @@ def split(
     group: Annotated[
         str,
         typer.Option(
-            help="What is kept in one list: none, duplicates (equal images), a column of cases.csv such as patient, "
-            "or a CSV file with the columns case and group; auto is patient where cases.csv has it, else none."
+            help="What is kept in one list: none, duplicates (images that show the same frame, as audit finds them), a column of "
+            "cases.csv such as patient, or a CSV file with the columns case and group; auto is patient where cases.csv has it, else "
+            "none."
         ),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="The folder to write to; DATASET by default.", show_default=False)] = None,
@@ -102,19 +143,25 @@ def split(
     from cmunext.data import split as library
 
     val = 0.3 if val is None and folds is None else val
-    report = library.split(dataset, val=val, folds=folds, seed=seed, group=group, out=out, name=name, overwrite=overwrite)
+    stages = _progress("looking for duplicates", "proposing duplicates", "confirming them")
+    report = library.split(
+        dataset, val=val, folds=folds, seed=seed, group=group, out=out, name=name, overwrite=overwrite, progress=stages
+    )
     _print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else _cut(report))
 
 
-def _progress(description: str) -> Any:
-    """A bar on stderr while a terminal looks on."""
+def _progress(*stages: str) -> Any:
+    """A bar on stderr while a terminal looks on, for one stage after the other."""
+    descriptions = iter(stages)
 
     def wrap(cases: Sequence[Any]) -> Iterable[Any]:
         from rich.console import Console
         from rich.progress import track
 
         console = Console(stderr=True)
-        return track(cases, description, console=console, transient=True, disable=not console.is_terminal or not cases)
+        return track(
+            cases, next(descriptions, stages[-1]), console=console, transient=True, disable=not console.is_terminal or not cases
+        )
 
     return wrap
 
@@ -159,7 +206,13 @@ def _audited(found: "Audit") -> str:
         )
     if found.unlisted:
         lines.append(f"in none of the lists ({len(found.unlisted)}): {_some(found.unlisted)}")
-    lines += _listed("groups of equal images", [" = ".join(cluster) for cluster in found.clusters])
+    if found.search != "none":
+        what = "groups of images that show the same frame" if found.search == "near" else "groups of equal images"
+        lines += _listed(what, [" = ".join(cluster) for cluster in found.clusters])
+    lines += _listed("duplicates of different classes", [" = ".join(pair) for pair in found.cross_class])
+    if found.annotated_twice["pairs"]:
+        twice = found.annotated_twice
+        lines.append(f"{twice['pairs']} pairs annotated twice: IoU of their masks {twice['mean']:.2f} on average")
     lines += _listed("problems", [f"{problem.kind}: {problem.message}" for problem in found.problems])
     return "\n".join(lines if found.problems else [*lines, "no problems"])
 

@@ -1,29 +1,41 @@
-"""Looking a dataset folder over before anything is trained on it: what does not fit, what it is made of, what its lists share.
+"""Looking a dataset folder over before anything is trained on it: what does not fit, what it is made of, what it holds twice, and
+what its lists share."""
 
-Here `clusters` are groups of images that are equal pixel by pixel, and `leaks` are found by them; near duplicates (the same frame
-cropped, rescaled or with another gain) are not searched for.
-"""
-
-import hashlib
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.data.layout import Layout, list_entries, resolve
+from cmunext.data.align import SAME_FRAME
+from cmunext.data.duplicates import (
+    NEAR,
+    NONE,
+    Clusters,
+    Pair,
+    check,
+    clusters,
+    digest,
+    find,
+    groups_content,
+    plain,
+    with_agreement,
+)
+from cmunext.data.fingerprint import Fingerprint, Progress, fingerprint
+from cmunext.data.layout import Layout, list_content, list_entries, resolve
+from cmunext.data.leaks import Leak, clean, find_leaks, naming_errors
 from cmunext.data.prepare import binary
 from cmunext.data.sources import NORMAL
 from cmunext.data.table import classes_of, dataset_table
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_grey, read_image
-
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
-Clusters = tuple[tuple[str, ...], ...]
+from cmunext.storage import write_bytes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 GREY, GREY_AS_COLOUR, COLOUR = "grey", "grey in a colour file", "colour"
@@ -38,7 +50,7 @@ KINDS = {  # kind of a problem -> what it means
     "unknown": "a list names a case that the dataset lacks",
     "repeated": "a list names a case more than once",
     "overlap": "two lists name the same case",
-    "leak": "a case equals, pixel by pixel, another case of an earlier list",
+    "leak": "a case equals, or shows the same frame as, another case of an earlier list",
 }
 
 
@@ -59,8 +71,13 @@ class Audit:
     ----------
     cases : number of images.
     problems : empty when all is well.
-    clusters : groups of cases whose images are equal pixel by pixel.
-    leaks : list -> its cases that are, themselves or as an equal image, in a list given before it; the first list has none.
+    search : what was searched for: "near" duplicates (equal images among them), "exact" (equal pixel by pixel), or "none".
+    clusters : groups of cases that show the same frame: what `pairs` link.
+    pairs : the pairs found, with what is known of each; equal images are paired with the first of them only.
+    cross_class : the pairs of different classes, by name.
+    annotated_twice : "pairs" that have two masks, and the "mean" and "median" IoU of those; None without such a pair.
+    leaks : list -> its cases that are, themselves or as a duplicate, in a list given before it; the first list has none.
+    clean : list -> its other cases, in the list's order; not for the first list.
     classes : class -> number of cases; "" counts those of which nothing tells the class.
     images : "modes" (how many are grey, grey in a colour file, colour), "coloured" (in a mostly grey dataset, cases with coloured
         pixels, such as callipers), "sizes" (number of different sizes), "height" and "width" (percentiles, pixels).
@@ -72,8 +89,13 @@ class Audit:
 
     cases: int
     problems: tuple[Problem, ...]
+    search: str
     clusters: Clusters
+    pairs: tuple[Pair, ...]
+    cross_class: tuple[tuple[str, str], ...]
+    annotated_twice: Mapping[str, float | None]
     leaks: Mapping[str, tuple[str, ...]]
+    clean: Mapping[str, tuple[str, ...]]
     classes: Mapping[str, int]
     images: Mapping[str, Any]
     masks: tuple[Mapping[str, Any], ...]
@@ -82,7 +104,8 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as plain values, for JSON."""
-        return asdict(self)
+        records = {"problems": [vars(problem) for problem in self.problems], "pairs": [pair.to_dict() for pair in self.pairs]}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | records
 
 
 @dataclass(frozen=True)
@@ -94,14 +117,28 @@ class _Look:
     mode: str
 
 
-def audit(root: str | os.PathLike[str], lists: Sequence[str | os.PathLike[str]] = (), *, progress: Progress = iter) -> Audit:
+def audit(
+    root: str | os.PathLike[str],
+    lists: Sequence[str | os.PathLike[str]] = (),
+    *,
+    search: str = NEAR,
+    similarity: float = SAME_FRAME,
+    progress: Progress = iter,
+) -> Audit:
     """Look over a dataset folder and, where given, its lists; a list is looked for as it stands, then in the dataset folder.
+
+    Parameters
+    ----------
+    search : for duplicates: "near", "exact" (equal pixel by pixel; quick) or "none".
+    similarity : what makes a near duplicate; see `duplicates.find`.
+    progress : shown for reading, proposing near duplicates, confirming them, and comparing their masks.
 
     Raises
     ------
-    UsageError : `root` is not a dataset folder, or a list is not there or given twice.
+    UsageError : `root` is not a dataset folder, a list is not there or given twice, or there is no such search or similarity.
     InputError : no image in it; a list or `cases.csv` is not text.
     """
+    check(search, similarity)
     layout = Layout.open(root)
     files = [layout.find_list(path) for path in lists]
     if repeated := [path for path, count in Counter(path.resolve() for path in files).items() if count > 1]:
@@ -109,10 +146,11 @@ def audit(root: str | os.PathLike[str], lists: Sequence[str | os.PathLike[str]] 
     labels = [path.name for path in files]
     labels = [label if labels.count(label) == 1 else str(path) for label, path in zip(labels, files, strict=True)]
     entries = {label: resolve(list_entries(path), layout.cases) for label, path in zip(labels, files, strict=True)}
-    classes = classes_of(layout.cases, dataset_table(layout.root))
+    classes = classes_in(layout)
 
     problems: list[Problem] = []
     looks: dict[str, _Look] = {}
+    prints: dict[str, Fingerprint] = {}
     shapes: list[dict[str, tuple[float, int]]] = [
         {} for _ in range(layout.classes)
     ]  # of each class: case -> (share of the image, regions)
@@ -123,6 +161,8 @@ def audit(root: str | os.PathLike[str], lists: Sequence[str | os.PathLike[str]] 
             problems.append(Problem(case, "image", str(error)))
         else:
             looks[case] = _look(image)
+            if search == NEAR:
+                prints[case] = fingerprint(image)
         problems += _check_masks(layout, case, looks.get(case), classes[case], shapes)
     for number, of_class in enumerate(layout.mask_files):
         for name in of_class.keys() - classes.keys():
@@ -130,17 +170,29 @@ def audit(root: str | os.PathLike[str], lists: Sequence[str | os.PathLike[str]] 
                 Problem(name, "no-image", f"masks/{number} has {of_class[name][0].name}, but images/ has no such case")
             )
 
-    clusters = _clusters({case: look.digest for case, look in looks.items()})
-    problems += _check_lists(entries, frozenset(layout.cases))
-    leaks, leaking = _leaks({label: [name for name in names if name in classes] for label, names in entries.items()}, clusters)
+    pairs = find({case: look.digest for case, look in looks.items() if search != NONE}, prints, similarity, progress)
+    pairs = tuple(with_agreement(layout, pair) for pair in progress(pairs))
+    agreements = [pair.agreement for pair in pairs if pair.agreement is not None]
+    found = clusters(pairs)
+    problems += [Problem(*error) for error in naming_errors(entries, frozenset(layout.cases))]
+    known = {label: [name for name in dict.fromkeys(names) if name in classes] for label, names in entries.items()}
+    leaks = find_leaks(known, found)
+    problems += [_leak(leak, looks) for of_list in leaks.values() for leak in of_list if leak.twin != leak.case]
     listed = {name for names in entries.values() for name in names}
     return Audit(
         cases=len(layout.cases),
-        problems=tuple(
-            sorted(problems + leaking, key=lambda problem: (list(KINDS).index(problem.kind), problem.case, problem.message))
-        ),
-        clusters=clusters,
-        leaks=leaks,
+        problems=tuple(sorted(problems, key=lambda problem: (list(KINDS).index(problem.kind), problem.case, problem.message))),
+        search=search,
+        clusters=found,
+        pairs=pairs,
+        cross_class=tuple((pair.first, pair.second) for pair in pairs if _differ(classes[pair.first], classes[pair.second])),
+        annotated_twice={
+            "pairs": len(agreements),
+            "mean": fmean(agreements) if agreements else None,
+            "median": median(agreements) if agreements else None,
+        },
+        leaks={label: tuple(leak.case for leak in of_list) for label, of_list in leaks.items()},
+        clean=clean(known, leaks),
         classes=_counted(classes.values()),
         images=_image_statistics(looks),
         masks=tuple(_mask_statistics(of_class) for of_class in shapes),
@@ -152,19 +204,43 @@ def audit(root: str | os.PathLike[str], lists: Sequence[str | os.PathLike[str]] 
     )
 
 
-def duplicates(layout: Layout, names: Iterable[str]) -> Clusters:
-    """Groups of cases whose images are equal pixel by pixel, sorted. Raises InputError for an image that cannot be read."""
-    return _clusters({name: _look(read_image(layout.image(name))).digest for name in names})
+def classes_in(layout: Layout) -> dict[str, str]:
+    """Case -> class of a dataset folder, "" where nothing tells it. Raises InputError when `cases.csv` cannot be used."""
+    return classes_of(layout.cases, dataset_table(layout.root))
+
+
+def write_findings(root: str | os.PathLike[str], found: Audit, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Write groups.csv (case, group; for `split`) and, of each list but the first, NAME_clean.txt, each in one step.
+
+    Returns the files written, replacing what was there. Raises OSError, or UsageError when two lists have one name.
+    """
+    folder = Path(folder)
+    contents = {folder / "groups.csv": groups_content(Layout.open(root).cases, found.clusters)}
+    for label, names in found.clean.items():
+        path = folder / f"{Path(label).stem}_clean.txt"
+        if path in contents:
+            raise UsageError(f"two lists would be written to {path.name}; rename one of the lists")
+        contents[path] = list_content(names)
+    for path, content in contents.items():
+        write_bytes(path, content)
+    return tuple(contents)
+
+
+def _differ(one: str, other: str) -> bool:
+    return bool(one and other) and one != other
+
+
+def _leak(leak: Leak, looks: Mapping[str, _Look]) -> Problem:
+    equal = leak.case in looks and leak.twin in looks and looks[leak.case].digest == looks[leak.twin].digest
+    relation = "equals" if equal else "shows the same frame as"
+    message = f"{leak.case!r} of {leak.list} {relation} {leak.twin!r} of {leak.twin_list}; keep both in one list"
+    return Problem(leak.case, "leak", message)
 
 
 def _look(image: NDArray[np.uint8]) -> _Look:
-    mode = GREY
-    if image.ndim == 3:
-        plane = image[..., 0]
-        mode = GREY_AS_COLOUR if (image == plane[..., None]).all() else COLOUR
-        image = plane if mode == GREY_AS_COLOUR else image
-    digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-    return _Look(digest, (image.shape[0], image.shape[1]), mode)
+    pixels = plain(image)
+    mode = GREY if image.ndim == 2 else GREY_AS_COLOUR if pixels.ndim == 2 else COLOUR
+    return _Look(digest(pixels), (image.shape[0], image.shape[1]), mode)
 
 
 def _check_masks(
@@ -204,49 +280,6 @@ def _check_masks(
             Problem(case, "empty", f"{case!r} has no lesion in its mask; draw it, or leave the case out of the lists")
         )
     return problems
-
-
-def _check_lists(entries: Mapping[str, Sequence[str]], known: frozenset[str]) -> list[Problem]:
-    problems = []
-    lists_of: dict[str, list[str]] = defaultdict(list)
-    for label, names in entries.items():
-        for name, count in Counter(names).items():
-            lists_of[name].append(label)
-            if name not in known:
-                problems.append(Problem(name, "unknown", f"{label} names {name!r}, which the dataset lacks; correct the list"))
-            if count > 1:
-                problems.append(Problem(name, "repeated", f"{label} names {name!r} {count} times; keep one line"))
-    for name, labels in lists_of.items():
-        if len(labels) > 1:
-            problems.append(Problem(name, "overlap", f"{name!r} is in {' and '.join(labels)}; keep it in one of them"))
-    return problems
-
-
-def _leaks(entries: Mapping[str, Sequence[str]], clusters: Clusters) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
-    """List -> its cases seen in an earlier list, and a problem for each that is there under another name."""
-    cluster_of = {case: cluster for cluster in clusters for case in cluster}
-    leaks: dict[str, tuple[str, ...]] = {}
-    problems = []
-    seen: dict[str, str] = {}  # case -> the first list that has it
-    for label, names in entries.items():
-        leaking = []
-        for name in sorted(set(names)):
-            twins = [case for case in cluster_of.get(name, (name,)) if case in seen]
-            if twins:
-                leaking.append(name)
-            if twins and name not in twins:
-                message = f"{name!r} of {label} equals {twins[0]!r} of {seen[twins[0]]}; keep both in one list"
-                problems.append(Problem(name, "leak", message))
-        leaks[label] = tuple(leaking)
-        seen |= {name: label for name in names if name not in seen}
-    return leaks, problems
-
-
-def _clusters(digests: Mapping[str, bytes]) -> Clusters:
-    cases: dict[bytes, list[str]] = defaultdict(list)
-    for case, digest in digests.items():
-        cases[digest].append(case)
-    return tuple(sorted(tuple(sorted(cluster)) for cluster in cases.values() if len(cluster) > 1))
 
 
 def _image_statistics(looks: Mapping[str, _Look]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cutting a dataset into training and validation lists: seeded, stratified by class, a patient's images kept together."""
+"""Cutting a dataset into training and validation lists: seeded, stratified by class, with a patient's or a frame's images together."""
 
 import os
 from collections import Counter
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cmunext.data.fingerprint import Progress
 from cmunext.data.layout import Layout, list_content, quote
 from cmunext.data.table import PATIENT_COLUMN, TABLE, classes_of, dataset_table, read_table
 from cmunext.errors import InputError, UsageError
@@ -61,6 +62,7 @@ def split(
     out: str | os.PathLike[str] | None = None,
     name: str | None = None,
     overwrite: bool = False,
+    progress: Progress = iter,
 ) -> SplitReport:
     """Write NAME_train.txt and NAME_val.txt, or NAME_train1.txt, NAME_val1.txt, ... of a dataset folder.
 
@@ -72,11 +74,13 @@ def split(
     val : hold-out: the share of cases to validate on, between 0 and 1. Give either this or `folds`.
     folds : cross-validation: number of folds, at least 2; each case is validated on exactly once.
     seed : not negative.
-    group : what must not be torn apart: "none"; "duplicates" (images equal pixel by pixel); a column of cases.csv such as
-        "patient"; a CSV file with the columns case and group; "auto" is "patient" where cases.csv has it, else "none".
+    group : what must not be torn apart: "none"; "duplicates" (images that show the same frame, see `duplicates`); a column of
+        cases.csv such as "patient"; a CSV file with the columns case and group, such as groups.csv of an audit; "auto" is "patient"
+        where cases.csv has it, else "none".
     out : the folder to write to; the dataset folder by default.
     name : the start of the lists' file names; the dataset folder's name by default.
     overwrite : replace lists that are there with other content.
+    progress : shown while images are read and compared, which only "duplicates" needs.
 
     Raises
     ------
@@ -93,7 +97,7 @@ def split(
 
     names, left_out = _usable(layout)
     classes = classes_of(names, dataset_table(layout.root))
-    group, groups = groups_of(layout, names, group)
+    group, groups = groups_of(layout, names, group, progress)
     parts = assign([classes[case] for case in names], [groups[case] for case in names], shares, seed)
     if empty := [number for number in range(len(shares)) if number not in parts]:
         asked = f"{folds} folds" if folds else f"a share of {val} to validate on"
@@ -156,8 +160,8 @@ def assign(classes: Sequence[str], groups: Sequence[str], shares: Sequence[float
     return [part_of[member_of] for member_of in groups]
 
 
-def groups_of(layout: Layout, names: Sequence[str], group: str) -> tuple[str, dict[str, str]]:
-    """What is kept together, by its name, and case -> group. For `group` and the errors see `split`."""
+def groups_of(layout: Layout, names: Sequence[str], group: str, progress: Progress = iter) -> tuple[str, dict[str, str]]:
+    """What is kept together, by its name, and case -> group. For `group`, `progress` and the errors see `split`."""
     table = dataset_table(layout.root)
     columns = next(iter(table.values()), {}).keys()
     if group == AUTO:
@@ -165,9 +169,9 @@ def groups_of(layout: Layout, names: Sequence[str], group: str) -> tuple[str, di
     if group == NONE:
         return group, {case: case for case in names}
     if group == DUPLICATES:
-        from cmunext.data.audit import duplicates  # decodes every image; the other ways read none
+        from cmunext.data.duplicates import duplicates  # reads every image; the other ways read none
 
-        first_of = {case: cluster[0] for cluster in duplicates(layout, names) for case in cluster}
+        first_of = {case: cluster[0] for cluster in duplicates(layout, names, progress=progress) for case in cluster}
         return group, {case: first_of.get(case, case) for case in names}
     if Path(group).is_file():
         source, column, rows = group, "group", read_table(group)

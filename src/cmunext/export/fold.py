@@ -23,8 +23,12 @@ Vector = NDArray[np.float64]  # one number a channel
 Edit = Callable[[], None]
 
 
-def fold(model: ir.Model) -> tuple[int, int]:
-    """Fold, in place, every BatchNorm that can be folded exactly. Returns how many were folded, and how many remain."""
+def fold(model: ir.Model, forward: bool = True) -> tuple[int, int]:
+    """Fold, in place, every BatchNorm that can be folded exactly. Returns how many were folded, and how many remain.
+
+    `forward` = False folds into what makes a value and not into what reads it: INT8 needs the norms between GELU and convolution,
+    which bring the channels to one range (without them the IoU of CMUNeXt-S falls from 0.67 to 0.33).
+    """
     graph = model.graph
     norms = [node for node in graph if node.op_type == "BatchNormalization"]
     folded = 0
@@ -32,7 +36,7 @@ def fold(model: ir.Model) -> tuple[int, int]:
         if (affine := _affine(norm)) is None:
             continue
         edits = _into_producer(norm.inputs[0], 1, *affine)
-        if edits is None:
+        if edits is None and forward:
             edits = _into_readers(norm.outputs[0], 1, *affine)
         if edits is None:
             continue

@@ -75,7 +75,7 @@ def export(
     if samples is None:
         samples = simulated(metadata.preprocessing)
     model = to_onnx(weights, metadata.preprocessing, fixed=size is not None)
-    folded, kept = fold(model)
+    folded, kept = fold(model, forward=precision != "int8")
     arithmetic = "int8" if precision == "int8" else "float32"
     with replacing(path) as temporary:
         if precision == "float16":

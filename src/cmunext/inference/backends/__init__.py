@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
+from cmunext.inference.backends.seal import check_seal
 from cmunext.metadata import Metadata
 
 DEVICES = ("cpu", "cuda", "tensorrt", "coreml", "directml")  # the last three through onnxruntime
@@ -95,6 +96,8 @@ def open_weights(
     if path.suffix.lower() not in BACKENDS[chosen][1]:
         opened = ", ".join(BACKENDS[chosen][1])
         raise UsageError(f"{path}: {chosen} opens {opened}; choose --backend auto, or export the weights")
+    if path.suffix.lower() == ".onnx":
+        check_seal(path)
     if backend == "auto" and chosen == "onnxruntime" and device == "cpu":
         from cmunext.inference.backends import choice
 

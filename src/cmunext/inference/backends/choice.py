@@ -83,13 +83,14 @@ def measure(path: Path, threads: int | None) -> Measurement:
     Raises InputError when the file cannot be used. A candidate that this machine or file does not run in is left out.
     """
     from cmunext.inference.backends import onnx
-    from cmunext.phantom import simulate
+    from cmunext.phantom import MIN_SIDE, simulate
 
     reference = onnx.load(path, threads)
     running: dict[str, Any] = {" ".join(ONNXRUNTIME): reference}
     running |= _openvino(path, threads, reference.precision)
     preprocessing = reference.metadata.preprocessing
-    images = [preprocessing.to_input(simulate(seed, preprocessing.height, preprocessing.width)[0]) for seed in range(PHANTOMS)]
+    height, width = (max(side, MIN_SIDE) for side in (preprocessing.height, preprocessing.width))
+    images = [preprocessing.to_input(simulate(seed, height, width)[0]) for seed in range(PHANTOMS)]
     times = _interleaved({name: partial(backend, images[0]) for name, backend in running.items()})
     lower = running.get("openvino bfloat16")
     agreement = None

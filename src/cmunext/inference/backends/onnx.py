@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import GPU_BATCH
-from cmunext.inference.backends.seal import check_seal
 from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION, Port, check_signature
 from cmunext.metadata import Metadata
 
@@ -73,7 +72,6 @@ def load(
     if wanted not in present:
         package = PACKAGES.get(device, f"a build of onnxruntime that has {wanted}")
         raise UsageError(f"device is {device!r}, which this onnxruntime does not support; install {package}, or use the cpu")
-    check_seal(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: whatever else there is to say, we say
     options.intra_op_num_threads = threads or 0  # 0: one a core

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.backends.seal import check_seal
 from cmunext.inference.backends.signature import INPUT, PRECISION, Port, check_signature
 from cmunext.metadata import Metadata
 
@@ -102,7 +101,6 @@ def load(
     except Exception as error:  # its errors have no common base
         reason = " ".join(str(error).split())[-160:]
         raise InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again") from error
-    check_seal(path)
     properties = _properties(model)
     metadata = Metadata.from_properties(properties, str(path))
     ports = {name: _port(port) for port in (*model.inputs, *model.outputs) for name in sorted(port.get_names())[:1]}
