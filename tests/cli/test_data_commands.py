@@ -173,7 +173,7 @@ def test_audit_writes_what_it_found(call, root, tmp_path):
     assert code == 1
     assert "groups of images that show the same frame (1):\n  benign (1) = malignant (1)\n" in out
     assert "duplicates of different classes (1):" in out
-    assert "1 pairs annotated twice: IoU of their masks" in out
+    assert "frames annotated twice (1): IoU of the two masks" in out
     code, out, _ = call("audit", root, "--duplicates", "exact", "--lists", "train.txt", "val.txt")
     assert code == 0
     assert "groups of" not in out

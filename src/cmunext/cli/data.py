@@ -212,7 +212,7 @@ def _audited(found: "Audit") -> str:
     lines += _listed("duplicates of different classes", [" = ".join(pair) for pair in found.cross_class])
     if found.annotated_twice["pairs"]:
         twice = found.annotated_twice
-        lines.append(f"{twice['pairs']} pairs annotated twice: IoU of their masks {twice['mean']:.2f} on average")
+        lines.append(f"frames annotated twice ({twice['pairs']}): IoU of the two masks {twice['mean']:.2f} on average")
     lines += _listed("problems", [f"{problem.kind}: {problem.message}" for problem in found.problems])
     return "\n".join(lines if found.problems else [*lines, "no problems"])
 

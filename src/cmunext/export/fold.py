@@ -19,6 +19,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from cmunext.export.graph import Array, change, constant, drop_unread, has_constants, integer
+
 Vector = NDArray[np.float64]  # one number a channel
 Edit = Callable[[], None]
 
@@ -45,16 +47,14 @@ def fold(model: ir.Model, forward: bool = True) -> tuple[int, int]:
         norm.outputs[0].replace_all_uses_with(norm.inputs[0], replace_graph_outputs=True)
         graph.remove(norm, safe=True)
         folded += 1
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
+    drop_unread(graph)
     return folded, len(norms) - folded
 
 
 def _affine(norm: ir.Node) -> tuple[Vector, Vector] | None:
     """Scale and shift of a BatchNorm, or None when its statistics are no constants (or it is in training mode)."""
     weight, bias, mean, variance = (_constant_or_none(value) for value in norm.inputs[1:5])
-    if weight is None or bias is None or mean is None or variance is None or _integer(norm, "training_mode", 0):
+    if weight is None or bias is None or mean is None or variance is None or integer(norm, "training_mode", 0):
         return None
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
     scale = weight / np.sqrt(variance + epsilon)
@@ -71,13 +71,13 @@ def _into_producer(value: ir.Value, axis: int, scale: Vector, shift: Vector) -> 
             return _into_producer(node.inputs[0], _permutation(node)[axis], scale, shift)
         case "Add" if (bias := _bias_index(node, axis)) is not None:
             edits = _into_producer(node.inputs[1 - bias], axis, scale, np.zeros_like(shift))
-            return None if edits is None else [*edits, partial(_change, node, bias, lambda old: old * scale + shift)]
+            return None if edits is None else [*edits, partial(change, node, bias, lambda old: old * scale + shift)]
         case "MatMul" if axis == len(value.shape) - 1 and _is_matrix(node.inputs[1]) and not shift.any():
-            return [partial(_change, node, 1, lambda old: old * scale)]  # a bias is the Add behind it
-        case "Conv" if axis == 1 and _has_constants(node):
+            return [partial(change, node, 1, lambda old: old * scale)]  # a bias is the Add behind it
+        case "Conv" if axis == 1 and has_constants(node):
             return [
-                partial(_change, node, 1, lambda old: old * _along(0, scale, old.ndim)),
-                partial(_change, node, 2, lambda old: old * scale + shift),
+                partial(change, node, 1, lambda old: old * _along(0, scale, old.ndim)),
+                partial(change, node, 2, lambda old: old * scale + shift),
             ]
     return None
 
@@ -98,19 +98,19 @@ def _into_readers(value: ir.Value, axis: int, scale: Vector, shift: Vector) -> l
 def _into_reader(node: ir.Node, index: int, axis: int, scale: Vector, shift: Vector) -> list[Edit] | None:
     result = node.outputs[0]
     match node.op_type:
-        case "Conv" if index == 0 and axis == 1 and _has_constants(node) and not _is_padded(node):
+        case "Conv" if index == 0 and axis == 1 and has_constants(node) and not _is_padded(node):
             return [partial(_into_convolution, node, scale, shift)]
         case "MatMul" if index == 0 and axis == len(result.shape) - 1 and _is_matrix(node.inputs[1]):
-            weight = _constant(node.inputs[1])
+            weight = constant(node.inputs[1])
             edits = _into_readers(result, axis, np.ones(weight.shape[1]), shift @ weight) if shift.any() else []
-            return None if edits is None else [*edits, partial(_change, node, 1, lambda old: old * scale[:, None])]
+            return None if edits is None else [*edits, partial(change, node, 1, lambda old: old * scale[:, None])]
         case "Add" if (scale == 1).all() and (bias := _bias_index(node, axis)) == 1 - index:
-            return [partial(_change, node, bias, lambda old: old + shift)]
+            return [partial(change, node, bias, lambda old: old + shift)]
         case "Transpose":
             return _into_readers(result, _permutation(node).index(axis), scale, shift)
         case "Resize" if index == 0 and axis == 1 and _keeps_constants(node):
             return _into_readers(result, axis, scale, shift)
-        case "Concat" if _integer(node, "axis", 0) % len(result.shape) == axis:
+        case "Concat" if integer(node, "axis", 0) % len(result.shape) == axis:
             widths = [value.shape[axis] for value in node.inputs]
             if not all(isinstance(width, int) for width in widths):
                 return None
@@ -120,32 +120,14 @@ def _into_reader(node: ir.Node, index: int, axis: int, scale: Vector, shift: Vec
 
 
 def _into_convolution(node: ir.Node, scale: Vector, shift: Vector) -> None:
-    weight = _constant(node.inputs[1])  # groups * outs x ins x kernel
-    groups = _integer(node, "group", 1)
+    weight = constant(node.inputs[1])  # groups * outs x ins x kernel
+    groups = integer(node, "group", 1)
     scales, shifts = (
         np.repeat(each.reshape(groups, -1), len(weight) // groups, axis=0).reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
         for each in (scale, shift)
     )
-    _change(node, 2, lambda old: old + (weight * shifts).reshape(len(weight), -1).sum(axis=1))
-    _change(node, 1, lambda old: old * scales)
-
-
-def _change(node: ir.Node, index: int, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
-    """Replace the constant at `index` of `node` by a function of it; a bias that a convolution lacks is zeros."""
-    weight = node.inputs[1]
-    if index == len(node.inputs):
-        node.resize_inputs(index + 1)
-    old = node.inputs[index]
-    values = np.zeros(weight.shape[0]) if old is None else _constant(old)
-    dtype = ir.convenience.get_const_tensor(old or weight).dtype
-    name = f"{(old or weight).name}.{node.outputs[0].name}.{index}"  # its own, for the old one may have other readers
-    new = ir.val(name, const_value=ir.tensor(function(values).astype(dtype.numpy()), name=name))
-    node.replace_input_with(index, new)
-    node.graph.register_initializer(new)
-
-
-def _has_constants(convolution: ir.Node) -> bool:
-    return all(value is None or _constant_or_none(value) is not None for value in convolution.inputs[1:])
+    change(node, 2, lambda old: old + (weight * shifts).reshape(len(weight), -1).sum(axis=1))
+    change(node, 1, lambda old: old * scales)
 
 
 def _is_padded(convolution: ir.Node) -> bool:
@@ -175,20 +157,8 @@ def _bias_index(add: ir.Node, axis: int) -> int | None:
     return vectors[0] if len(vectors) == 1 else None
 
 
-def _constant(value: ir.Value) -> NDArray[np.float64]:
-    return ir.convenience.get_const_tensor(value).numpy().astype(np.float64)
-
-
-def _constant_or_none(value: ir.Value | None) -> NDArray[np.float64] | None:
-    return None if value is None or ir.convenience.get_const_tensor(value) is None else _constant(value)
-
-
-def _along(axis: int, values: Vector, rank: int) -> NDArray[np.float64]:
+def _along(axis: int, values: Vector, rank: int) -> Array:
     return values.reshape([-1 if place == axis else 1 for place in range(rank)])
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 def _permutation(transpose: ir.Node) -> list[int]:
