@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from cmunext.export.graph import Array, change, constant, drop_unread, has_constants, integer
+from cmunext.export.graph import Array, change, constant, constant_or_none, drop_unread, has_constants, integer
 
 Vector = NDArray[np.float64]  # one number a channel
 Edit = Callable[[], None]
@@ -53,7 +53,7 @@ def fold(model: ir.Model, forward: bool = True) -> tuple[int, int]:
 
 def _affine(norm: ir.Node) -> tuple[Vector, Vector] | None:
     """Scale and shift of a BatchNorm, or None when its statistics are no constants (or it is in training mode)."""
-    weight, bias, mean, variance = (_constant_or_none(value) for value in norm.inputs[1:5])
+    weight, bias, mean, variance = (constant_or_none(value) for value in norm.inputs[1:5])
     if weight is None or bias is None or mean is None or variance is None or integer(norm, "training_mode", 0):
         return None
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
@@ -137,8 +137,8 @@ def _is_padded(convolution: ir.Node) -> bool:
 
 
 def _is_matrix(value: ir.Value) -> bool:
-    constant = _constant_or_none(value)
-    return constant is not None and constant.ndim == 2
+    known = constant_or_none(value)
+    return known is not None and known.ndim == 2
 
 
 def _keeps_constants(resize: ir.Node) -> bool:
@@ -152,7 +152,7 @@ def _bias_index(add: ir.Node, axis: int) -> int | None:
     if axis != len(add.outputs[0].shape) - 1:
         return None
     vectors = [
-        index for index, value in enumerate(add.inputs) if (known := _constant_or_none(value)) is not None and known.ndim == 1
+        index for index, value in enumerate(add.inputs) if (known := constant_or_none(value)) is not None and known.ndim == 1
     ]
     return vectors[0] if len(vectors) == 1 else None
 

@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def constant(value: ir.Value | None) -> Array | None:
-    """The numbers of a value as float64, or None when it is computed."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy().astype(np.float64)
+def constant(value: ir.Value) -> Array:
+    """The numbers of a constant as float64."""
+    return ir.convenience.get_const_tensor(value).numpy().astype(np.float64)
+
+
+def constant_or_none(value: ir.Value | None) -> Array | None:
+    """The numbers of a value as float64, or None when it is computed, or missing."""
+    return None if value is None or ir.convenience.get_const_tensor(value) is None else constant(value)
 
 
 def has_constants(node: ir.Node) -> bool:
