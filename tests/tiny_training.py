@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,6 +18,14 @@ def three_layers(in_channels: int, num_classes: int) -> nn.Module:
 def one_layer(in_channels: int, num_classes: int) -> nn.Module:
     """A single convolution."""
     return nn.Conv2d(in_channels, num_classes, 3, padding=1)
+
+
+def one_layer_from(in_channels: int, num_classes: int, *, pretrained: str | None = None) -> nn.Module:
+    """A single convolution that starts from the weights in a file."""
+    network = one_layer(in_channels, num_classes)
+    if pretrained:
+        network.load_state_dict(torch.load(pretrained, weights_only=True))
+    return network
 
 
 def failing(in_channels: int, num_classes: int) -> nn.Module:

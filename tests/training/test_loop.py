@@ -9,8 +9,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
+import torch
 from tests.datasets import write_dataset
 
+from cmunext import weights
 from cmunext.cli.main import main
 
 SETTINGS = ("epochs=3", "size=32", "batch_size=5", "learning_rate=0.05", "freeze_batch_statistics=true", "precision=32-true")
@@ -82,6 +84,21 @@ def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
     done = run(tmp_path / "data", tmp_path / "run", "--set", "loss=boundary-dou", "--resume")
     assert done.code == 0, done.told
     assert np.isfinite(history(tmp_path / "run")).all()
+
+
+def test_weights_do_not_need_the_file_that_training_began_with(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, start = "tests.tiny_training:one_layer_from", tmp_path / "start.pth"
+    monkeypatch.setenv("CMUNEXT_NETWORKS", name)
+    write_dataset(tmp_path / "data")
+    began = {"weight": torch.full((1, 3, 3, 3), 0.5), "bias": torch.tensor([0.25])}
+    torch.save(began, start)
+    more = ("--network", name, "--network-arguments", f'{{"pretrained": "{start}"}}', "--set", "learning_rate=1e-9")
+    done = run(tmp_path / "data", tmp_path / "run", *more)
+    assert done.code == 0, done.told
+    start.unlink()
+    loaded = weights.load(tmp_path / "run" / "last.safetensors").network.state_dict()
+    for key, value in began.items():
+        torch.testing.assert_close(loaded[key], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def train(task: Task, reporter: Reporter) -> Progress:
     saved = _saved(task)
     recipe = _resolved(task, layout.classes, saved)
     arguments = _arguments(task, recipe, layout.classes)
-    _require_fitting_size(task.network, arguments, recipe.preprocessing)
+    structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # what is in that file, the weights hold
+    _require_fitting_size(task.network, structure, recipe.preprocessing)
     if threads := task.threads or (saved or {}).get("threads", 0):
         torch.set_num_threads(threads)
     host.keep_freed_memory()
@@ -135,7 +136,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
             "epoch": row["epoch"],
             "validation": {k: row[k] for k in ("val_iou", "val_dice")},
         }
-        metadata = Metadata(task.network, arguments, recipe.preprocessing, names, training, task.licence, INTENDED_USE)
+        metadata = Metadata(task.network, structure, recipe.preprocessing, names, training, task.licence, INTENDED_USE)
         weights.save(task.out / file, kept, metadata)
 
     measured = "average of weights (EMA)" if recipe.ema_decay else "weights"
