@@ -1,14 +1,16 @@
 """The comparison of two networks on the same images, on networks simple enough to know the answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from tests.datasets import write_dataset
+from torch import nn
 
 from cmunext.data.layout import Layout
 from cmunext.errors import InputError
-from cmunext.export.parity import Report, compare, require
+from cmunext.export.parity import Report, compare, require, rounding
 from cmunext.export.samples import MOST, of_dataset, simulated
 from cmunext.image.files import read_image, read_mask
 from cmunext.image.preprocess import Preprocessing
@@ -110,6 +112,25 @@ def test_what_is_refused(precision: str, changes: dict, message: str) -> None:
     require(Report("simulated", 4, **good), precision)
     with pytest.raises(InputError, match=message):
         require(Report("simulated", 4, **{**good, **changes}), precision)
+
+
+def test_what_rounding_does_to_pytorch_is_allowed_to_the_file() -> None:
+    report = Report("simulated", 4, 2e-4, 1.0, 1.0, rounding=1e-4)
+    require(report, "float32")
+    with pytest.raises(InputError, match=r"by 0\.0002, above 0\.00015"):
+        require(replace(report, rounding=5e-5), "float32")
+
+
+def test_rounding_is_measured_against_float64() -> None:
+    class Cancelling(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + 1e6) - 1e6  # float32 keeps steps of 1/16 at a million
+
+    samples = simulated(GREY, 1)
+    inputs = next(samples.inputs())
+    expected = np.abs((inputs + np.float32(1e6)) - np.float32(1e6) - inputs.astype(np.float64)).max()
+    assert 0.01 < rounding(Cancelling(), samples) == pytest.approx(expected)
+    assert rounding(nn.Identity(), samples) == 0
 
 
 def test_int8_may_move_logits_and_gain() -> None:

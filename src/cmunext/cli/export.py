@@ -18,7 +18,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The .onnx file to write.", show_default=False)],
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16; arithmetic stays float32.")] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Compute in INT8 but for the first and last convolution; needs --calibrate.")
+        bool, typer.Option("--int8", help="Compute in INT8 but for convolutions of under 16 channels; needs --calibrate.")
     ] = False,
     calibrate: Annotated[
         Path | None,

@@ -1,11 +1,14 @@
 """Does the exported file do what PyTorch does? Both run the same images, and one report says how far they are apart."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cmunext.errors import InputError
 from cmunext.export.samples import Samples
@@ -13,6 +16,7 @@ from cmunext.inference.segmenter import Segmenter
 from cmunext.metrics import count, scores
 
 LOGITS = 1e-4  # float32: largest difference of logits, relative to the largest logit where that is above 1
+ROUNDING = 3.0  # float32: ... or this many times what rounding to float32 alone does to PyTorch's logits, where that is more
 PIXELS = 0.9999  # float32: smallest share of pixels on which the masks are the same
 MASKS: Mapping[str, float] = {"float16": 0.99, "int8": 0.9}  # smallest mean IoU between the two masks of an image
 TRUTH = 0.005  # int8, float16: what may be lost of the mean IoU to the truth, where there is a truth
@@ -29,6 +33,7 @@ class Report:
     equal_pixels : share of pixels on which the masks are the same.
     mask_iou : mean over images (and classes) of the IoU between the two masks; two empty masks have 1.
     iou_torch, iou_file : mean IoU of either to the truth, at the network's size; None where there is no truth.
+    rounding : how far PyTorch in float32 is from PyTorch in float64 (see `rounding`); None where it was not needed.
     """
 
     source: str
@@ -38,6 +43,7 @@ class Report:
     mask_iou: float
     iou_torch: float | None = None
     iou_file: float | None = None
+    rounding: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -71,11 +77,29 @@ def compare(reference: Segmenter, exported: Segmenter, samples: Samples, batch: 
     )
 
 
+def rounding(network: nn.Module, samples: Samples) -> float:
+    """How far rounding alone takes PyTorch: the largest difference between logits in float32 and in float64, as `max_abs_diff`.
+
+    Networks with random weights, deep ones above all, make 1e-3 of the 1e-7 that every sum is off.
+    """
+    exact = deepcopy(network).double().eval()
+    difference = largest = 0.0
+    with torch.inference_mode():
+        for inputs in samples.inputs():
+            image = torch.from_numpy(inputs)
+            expected = exact(image.double())
+            difference = max(difference, float((network.eval()(image) - expected).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+    return difference / max(1.0, largest)
+
+
 def require(report: Report, precision: str) -> None:
     """Raise InputError when the report is worse than this precision ("float32", "float16" or "int8") may be."""
     if precision == "float32":
+        allowed = max(LOGITS, ROUNDING * (report.rounding or 0.0))
         _expect(
-            report.max_abs_diff <= LOGITS, f"logits that differ from PyTorch's by {report.max_abs_diff:.2g}, above {LOGITS:g}"
+            report.max_abs_diff <= allowed,
+            f"logits that differ from PyTorch's by {report.max_abs_diff:.2g}, above {allowed:.2g}",
         )
         _expect(
             report.equal_pixels >= PIXELS,

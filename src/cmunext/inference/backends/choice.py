@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from cmunext.storage import cache_folder, write_json
 
 # Smallest mean IoU between the masks in bfloat16 and in float32 with which `auto` takes bfloat16. What is meant is 0.995 on patients, but
-# phantoms are easier: CMUNeXt-S, trained on BUSI, differs by 0.0008 on them and by 0.008, ten times as much, on 24 of its validation images.
-TOLERANCE = 0.9995
-PHANTOMS = 6  # simulated images on which they are compared
-SHOWING = 3  # of these must show something in float32: agreeing on empty masks means nothing
+# phantoms are easier: CMUNeXt-S, trained on BUSI, loses 0.0011 on 64 of them and 0.0038 on the 195 images of BUSI's first validation list.
+TOLERANCE = 0.9985
+PHANTOMS = 16  # simulated images on which they are compared
+SHOWING = 8  # of these must show something in float32: agreeing on empty masks means nothing
 ROUNDS = 7  # timed runs of each candidate, in turn
 FILE = "backends.json"
 
