@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import UsageError
 from cmunext.image.files import read_mask, write_image, write_mask
 from cmunext.image.overlay import ORANGE, SKY, overlay
+from cmunext.image.sheet import contact_sheet, outlined, tile
 from cmunext.inference.results import segment_files
 from cmunext.inference.segmenter import Segmenter
 from cmunext.metrics import count as count_pixels
@@ -22,7 +22,6 @@ from cmunext.storage import write_json
 
 SUMMARY = "demo.json"
 TILE = (420, 349)  # of the contact sheet: width and height, pixels
-CAPTION = 34
 TRUTH, PREDICTION = SKY, ORANGE
 
 
@@ -85,7 +84,8 @@ def demonstrate(
             "lesions": result.record["lesions"],
         }
         write_image(entry["compared"], compare(image, truth, prediction))
-        tiles.append(_tile(image, truth, prediction, f"phantom {number}   IoU {entry['iou']:.2f}"))
+        small = outlined(image, np.stack([truth, prediction]), (TRUTH, PREDICTION), TILE)
+        tiles.append(tile([small], TILE, f"phantom {number}   IoU {entry['iou']:.2f}"))
         entries.append(entry)
         if on_phantom:
             on_phantom(entry)
@@ -95,7 +95,7 @@ def demonstrate(
         "contact_sheet": str(folder / "contact-sheet.png"),
         "phantoms": entries,
     }
-    write_image(summary["contact_sheet"], contact_sheet(tiles))
+    write_image(summary["contact_sheet"], contact_sheet(tiles, (("truth", TRUTH), ("prediction", PREDICTION))))
     write_json(folder / SUMMARY, summary)
     return summary
 
@@ -103,35 +103,6 @@ def demonstrate(
 def compare(image: NDArray[np.uint8], truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The outlines of truth (blue) and prediction (orange) on an image: uint8 H x W x 3 (RGB)."""
     return overlay(image, np.stack([truth, prediction]), (TRUTH, PREDICTION), opacity=0)
-
-
-def contact_sheet(tiles: list[NDArray[np.uint8]], columns: int = 4) -> NDArray[np.uint8]:
-    """Tiles of one size in rows of `columns`, with a legend under them: uint8 RGB."""
-    height, width = tiles[0].shape[:2]
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    sheet = np.full((rows * height + CAPTION, columns * width, 3), 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = tile
-    for left, text, colour in ((12, "truth", TRUTH), (112, "prediction", PREDICTION)):
-        cv2.rectangle(sheet, (left, rows * height + 11), (left + 18, rows * height + 23), colour, cv2.FILLED)
-        _write(sheet, text, (left + 26, rows * height + 23), (0, 0, 0))
-    return sheet
-
-
-def _tile(image: NDArray[np.uint8], truth: NDArray[np.bool_], prediction: NDArray[np.bool_], caption: str) -> NDArray[np.uint8]:
-    """Outlines drawn at the tile's own size, so that the lines stay crisp."""
-    small = cv2.resize(image, TILE, interpolation=cv2.INTER_AREA)
-    masks = [cv2.resize(mask.astype(np.float32), TILE, interpolation=cv2.INTER_AREA) > 0.5 for mask in (truth, prediction)]
-    tile = np.full((TILE[1] + CAPTION, TILE[0] + 4, 3), 255, np.uint8)
-    tile[: TILE[1], 2 : TILE[0] + 2] = compare(small, *masks)
-    _write(tile, caption, (12, TILE[1] + 22), (0, 0, 0))
-    return tile
-
-
-def _write(picture: NDArray[np.uint8], text: str, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    cv2.putText(picture, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
 
 
 def _check_folder(folder: Path) -> None:

@@ -5,60 +5,23 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tests.bright import NAMES, SIZE, brightness, with_second_class, write_cases
 
 from cmunext.benchmark.evaluate import evaluate
 from cmunext.data.layout import Layout
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image, read_mask, write_image, write_mask
-from cmunext.image.preprocess import Preprocessing
-from cmunext.inference.segmenter import Segmenter
-from cmunext.metadata import Metadata
 from cmunext.metrics import SCORES
-
-SIZE = (48, 64)  # of the network
-NAMES = ("benign (1)", "benign (2)", "malignant (1)", "case7")
-
-
-@dataclass(frozen=True)
-class Brightness:
-    """A backend whose logits are brightness: positive above half; a second class is what is dark."""
-
-    metadata: Metadata
-    name: str = "brightness"
-    precision: str = "float32"
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        return np.concatenate([batch * 8, -batch * 8], axis=1)[:, : self.metadata.num_classes]
-
-
-def brightness(classes: tuple[str, ...] = ("lesion",), activation: str = "sigmoid") -> Segmenter:
-    preprocessing = Preprocessing(*SIZE, channels="grey", mean=(0.5,), std=(0.5,), activation=activation)
-    arguments = {"in_channels": 1, "num_classes": len(classes)}
-    return Segmenter(Brightness(Metadata("cmunext-s", arguments, preprocessing, classes)))
-
-
-def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
-    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four cases of different sizes: a good answer, a shifted one, a miss, and an empty truth answered rightly with nothing."""
-    root = tmp_path / "data"
-    bright = [disc((96, 128), (50, 60), 20), disc((60, 90), (30, 40), 12), disc((100, 80), (20, 20), 9), np.zeros((64, 64), bool)]
-    truth = [bright[0], disc((60, 90), (30, 46), 12), disc((100, 80), (80, 60), 9), np.zeros((64, 64), bool)]
-    for name, image, mask in zip(NAMES, bright, truth, strict=True):
-        write_image(root / "images" / f"{name}.png", np.where(image, 230, 20).astype(np.uint8))
-        write_mask(root / "masks" / "0" / f"{name}.png", mask)
-    (root / "all.txt").write_text("\n".join(NAMES))
-    return root
+    return write_cases(tmp_path / "data")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -126,6 +89,32 @@ def test_summary(dataset):
     json.dumps(summary, allow_nan=False)
 
 
+def test_every_mean_has_its_interval_and_empty_masks_are_counted(dataset):
+    evaluation = evaluate(brightness(), Layout.open(dataset), NAMES, surface=True)
+    summary = evaluation.summary()
+    assert set(summary["intervals"]) == {"level", "drawn", *summary["per_image"]}
+    for name, mean in summary["per_image"].items():
+        low, high = summary["intervals"][name]
+        assert low <= mean <= high
+    # of three images with a defined sensitivity, of which one is 0: the lowest of the resampled means is 0
+    assert summary["intervals"]["sensitivity"][0] == 0
+    assert summary["empty"] == {"truth": 1, "prediction": 1, "both": 1}
+    (bins,) = summary["reliability"].values()
+    assert (len(bins), bins[0]["low"], bins[-1]["high"]) == (15, 0, 1)
+    assert sum(one["pixels"] for one in bins) == sum(height * width for height, width in evaluation.sizes)
+    assert bins[0]["probability"] < 0.01 and bins[-1]["probability"] > 0.99
+    gap = sum(one["pixels"] * abs(one["probability"] - one["positive"]) for one in bins if one["pixels"])
+    assert gap / sum(one["pixels"] for one in bins) == pytest.approx(summary["ece_pooled"])
+    assert [one["positive"] for one in bins if not one["pixels"]] == [None] * sum(one["pixels"] == 0 for one in bins)
+
+
+def test_patients_stand_in_the_table_where_they_are_known(dataset, tmp_path):
+    assert "patient" not in evaluate(brightness(), Layout.open(dataset), NAMES).table()[0]
+    (dataset / "cases.csv").write_text("case,patient\n" + "".join(f"{name},p{n // 2}\n" for n, name in enumerate(NAMES)))
+    evaluate(brightness(), Layout.open(dataset), NAMES).write(tmp_path / "scores.csv")
+    assert [row["patient"] for row in rows_of(tmp_path / "scores.csv")] == ["p0", "p0", "p1", "p1"]
+
+
 def test_infinite_distances_are_left_out_of_the_mean_and_counted_in_the_median(dataset):
     for name in NAMES[:3]:
         write_image(dataset / "images" / f"{name}.png", np.full(read_mask(dataset / f"masks/0/{name}.png").shape, 20, np.uint8))
@@ -150,12 +139,6 @@ def test_calibration_is_of_the_probabilities(dataset):
     assert evaluation.ece[1, 0] == pytest.approx(expected, rel=1e-6)
     pixels = sum(height * width for height, width in evaluation.sizes)
     assert int(evaluation.reliability[0].pixels.sum()) == pixels
-
-
-def with_second_class(root: Path) -> Path:
-    for name in NAMES:
-        write_mask(root / "masks/1" / f"{name}.png", ~read_mask(root / "masks/0" / f"{name}.png"))
-    return root
 
 
 def test_several_classes(dataset, tmp_path):

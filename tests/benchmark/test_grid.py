@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.grids import ONE, THREE, content, digests, write_grid
 
@@ -82,7 +83,7 @@ def finished(tmp_path_factory) -> tuple[Path, int]:
         three={"network": THREE},
         one={"network": ONE, "set": {"size": 48}},
     )
-    values["datasets"]["disks"]["external"] = {"again": {"root": "data", "list": "train.txt"}}
+    values["datasets"]["disks"]["external"] = {"again": {"root": "data", "list": "train.txt"}, "whole": {"root": "data"}}
     path = write_grid(folder, values)
     before = os.environ.get("CMUNEXT_CACHE")
     os.environ["CMUNEXT_CACHE"] = str(folder / "cache")
@@ -112,8 +113,9 @@ def test_failed_cells_are_recorded_and_stop_no_other(finished):
 def test_a_finished_cell_holds_small_text_without_paths_of_the_machine(finished):
     folder, _ = finished
     cell = folder / "out/cells/disks-1-one-short-seed1"
-    assert {path.name for path in cell.iterdir()} == {"config.json", "history.csv", "best.csv", "last.csv", "external-again.csv"}
-    assert len((cell / "external-again.csv").read_text().splitlines()) == 9
+    external = {"external-again.csv": 9, "external-whole.csv": 13}
+    assert {path.name for path in cell.iterdir()} == {"config.json", "history.csv", "best.csv", "last.csv", *external}
+    assert {name: len((cell / name).read_text().splitlines()) for name in external} == external
     assert len((cell / "history.csv").read_text().splitlines()) == 3
     assert str(folder) not in "".join(path.read_text() for path in cell.iterdir())
     assert (folder / "out/runs/.gitignore").read_text() == "*\n"
@@ -133,6 +135,17 @@ def test_tables_hold_what_was_scored_and_leave_the_rest_empty(finished):
     for label in ("bad", "dying"):
         assert not any(value for key, value in table[label].items() if key.startswith(("paper", "last", "clean", "external")))
     assert not any(row["clean_iou"] or row["grouped_iou"] for row in table.values())
+
+
+def test_masks_of_each_network_that_was_trained_are_drawn(finished):
+    from cmunext.image.files import read_image
+
+    folder, _ = finished
+    picture = read_image(folder / "out/figures/figure3-disks-short.png")
+    assert (folder / "out/figures/.gitignore").read_text() == "figure3*\n"
+    columns = (picture[60:160] != 255).any(axis=(0, 2))  # of the first row of pictures, between the texts
+    starts = np.flatnonzero(np.diff(columns.astype(int), prepend=0) == 1)
+    assert len(starts) == 4  # image, truth, three, one
 
 
 def test_only_what_is_missing_is_done_again(finished, capsys, monkeypatch):
@@ -222,5 +235,5 @@ def test_killed_anywhere_ends_in_the_same_files(tmp_path, kills):
     assert hits, "no kill came before the end"
     subprocess.run(command(grid, tmp_path / "killed"), check=True, **quiet)
     expected = digests(tmp_path / "unbroken")
-    assert sum("tables" in name for name in expected) == 3
+    assert sum("tables" in name for name in expected) == 6
     assert digests(tmp_path / "killed") == expected

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from cmunext.benchmark.cell import Store
+from cmunext.benchmark.gallery import examples
 from cmunext.benchmark.grid import Cell, read_grid
 from cmunext.benchmark.published import ABLATION, PUBLISHED_SCORES
-from cmunext.benchmark.results import cells_of, frames_per_second, p_values, u_score, value_of
+from cmunext.benchmark.results import cells_of, columns_of, frames_per_second, p_values, u_score, value_of
 from cmunext.benchmark.tables import write_tables
 from cmunext.cli.main import main
 from cmunext.errors import InputError
@@ -106,7 +108,8 @@ def test_a_value_with_a_missing_run_is_missing(folder):
 
 def test_files_of_the_tables(folder):
     written = write_tables(read_grid(folder / "grid.json"), folder)
-    assert [path.name for path in written] == [f"table{n}-d-r{suffix}" for n in (2, 3) for suffix in (".md", ".csv", ".tex")]
+    stems = ("table2", "table3", "metrics")
+    assert [path.name for path in written] == [f"{stem}-d-r{suffix}" for stem in stems for suffix in (".md", ".csv", ".tex")]
     with (folder / "tables/table2-d-r.csv").open(newline="") as stream:
         rows = {row["network"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["cmunext-s", "cmunext", "reduced-unet"]  # the package's order, whatever the grid's
@@ -140,7 +143,7 @@ def test_the_same_files_give_the_same_bytes(folder):
     assert main(["benchmark", str(folder / "grid.json"), "--only", "figures"]) == 0
     written = {path: path.read_bytes() for part in ("tables", "figures") for path in (folder / part).iterdir()}
     assert {path.name for path in written} == {
-        *(f"table{n}-d-r.{suffix}" for n in (2, 3) for suffix in ("md", "csv", "tex")),
+        *(f"{stem}-d-r.{suffix}" for stem in ("table2", "table3", "metrics") for suffix in ("md", "csv", "tex")),
         *(f"figure{n}-d-r.svg" for n in (2, 4)),
     }
     matplotlib.rcParams["lines.linewidth"] = 9  # somebody's own settings
@@ -148,6 +151,102 @@ def test_the_same_files_give_the_same_bytes(folder):
         assert main(["benchmark", str(folder / "grid.json"), "--only", only]) == 0
     matplotlib.rcdefaults()
     assert {path: path.read_bytes() for path in written} == written
+
+
+def test_the_table_of_every_metric(folder):
+    grid, store = read_grid(folder / "grid.json"), Store(folder)
+    header = "case,class,height,width,tp,fn,iou,f1,hd95,sensitivity"
+    for cell in grid.cells:
+        if cell.label == "cmunext" and cell.lists.name == "1":  # lesions of 2, 5 and 50 %; a miss
+            rows = ["a,benign,10,10,2,0,1,1,0,1", "b,malignant,10,10,0,5,0,0,inf,0", "c,benign,10,10,50,0,0.5,0.6,4,"]
+        elif cell.label == "cmunext" and cell.lists.name == "2":  # c again
+            rows = ["c,benign,10,10,0,50,0.25,0.4,8,0.2"]
+        else:
+            continue
+        (store.cell(cell) / "last.csv").write_text("\n".join([header, *rows]))
+    write_tables(grid, folder)
+    with (folder / "tables/metrics-d-r.csv").open(newline="") as stream:
+        rows = {row.pop("network"): row for row in csv.DictReader(stream)}
+    assert list(rows) == ["cmunext-s", "cmunext", "reduced-unet"]
+    found = {key: float(value) for key, value in rows["cmunext"].items() if value}
+    assert found == pytest.approx(
+        {
+            "iou": (1 + 0 + 0.5 + 0.25) / 4,
+            "sensitivity": (1 + 0 + 0.2) / 3,
+            "hd95": (0 + 4 + 8) / 3,
+            "iou_below_0.1": 1 / 4,
+            **{"size_under_3_%": 1, "size_under_3_%_images": 1, "size_3_to_10_%": 0, "size_3_to_10_%_images": 1},
+            **{"size_10_%_and_more": 0.375, "size_10_%_and_more_images": 1},
+            **{"class_benign": (1 + 0.5 + 0.25) / 3, "class_benign_images": 2, "class_malignant": 0, "class_malignant_images": 1},
+        }
+    )
+    assert not any(rows["reduced-unet"].values())  # a run is missing
+    assert rows["cmunext-s"]["iou"] and not rows["cmunext-s"]["class_benign"]
+    markdown = (folder / "tables/metrics-d-r.md").read_text()
+    assert "| 58.33 (2) |" in markdown and "| 4.0 |" in markdown
+
+
+def test_patients_are_drawn_whole_and_groups_are_not_those_of_another_dataset(folder):
+    (folder / "groups.csv").write_text("case,group\n" + "".join(f"{case},all\n" for case in "abcdexy"))
+    values = json.loads((folder / "grid.json").read_text())
+    values["datasets"]["d"]["groups"] = "groups.csv"
+    (folder / "grid.json").write_text(json.dumps(values))
+    grid, store = read_grid(folder / "grid.json"), Store(folder)
+    (dataset,) = grid.datasets
+
+    def interval(column):
+        value = value_of(grid, store, dataset, "r", "cmunext-s", column)
+        return value.high - value.low
+
+    assert interval("last") == pytest.approx(0, abs=1e-12)  # one group: every draw is the same
+    assert interval("external elsewhere") > 0.1
+    for cell in grid.cells:
+        path = store.cell(cell) / "external-elsewhere.csv"
+        if path.is_file():
+            path.write_text("case,patient,iou,f1\nx,1,0.2,0.3\ny,1,0.4,0.5\n")
+    assert interval("external elsewhere") == pytest.approx(0, abs=1e-12)
+
+
+def test_figures_show_what_was_measured(folder):
+    pytest.importorskip("matplotlib")
+    path = folder / "figures/figure2-d-r.svg"
+    assert main(["benchmark", str(folder / "grid.json"), "--only", "figures"]) == 0
+    drawn = path.read_text()
+    assert all(f">{words}<" in drawn for words in ("cmunext-s", "cmunext", "frames per second", "an abacus", "parameters (10⁶)"))
+    assert ">reduced-unet<" not in drawn  # a run is missing
+    (folder / "latency.json").unlink()
+    assert main(["benchmark", str(folder / "grid.json"), "--only", "figures"]) == 0
+    assert "frames per second" not in path.read_text()
+
+
+def test_every_network_can_be_told_apart_in_a_figure(folder):
+    from cmunext.benchmark.plots import _style
+    from cmunext.networks import names
+
+    values = json.loads((folder / "grid.json").read_text())
+    values["networks"] = {name: {} for name in names()}
+    (folder / "grid.json").write_text(json.dumps(values))
+    styles = [_style(read_grid(folder / "grid.json"), name) for name in names()]
+    for key in ("marker", "linestyle"):
+        assert len({(style["color"], style[key]) for style in styles}) == len(styles)
+
+
+def test_examples_go_from_the_hardest_case_to_the_easiest():
+    scored = [{f"{n:02}": n / 20 for n in range(21)} | {"only here": 0.0}, {f"{n:02}": (20 - n) / 90 for n in range(21)}]
+    assert examples(scored) == ["02", "06", "10", "14", "18"]
+    assert examples([{"a": 1.0}]) == ["a"]
+    assert examples([]) == examples([{"a": 1.0}, {"b": 1.0}]) == []
+
+
+def test_the_grid_in_the_documentation_is_read(tmp_path):
+    (text,) = re.findall(r"```json\n(.*?)```", (RESULTS.parent / "docs/what-the-numbers-mean.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "grid.json").write_text(text)
+    grid = read_grid(tmp_path / "grid.json")
+    (dataset,) = grid.datasets
+    assert columns_of(dataset) == ("paper", "last", "clean", "grouped", "external busbra")
+    assert {pair.kind for pair in dataset.lists} == {"official", "grouped"}
+    assert all(pair.clean for pair in dataset.lists if pair.kind == "official")
+    assert dataset.groups and dataset.u_score and grid.latency and grid.reference and grid.surface
 
 
 def test_figures_are_not_written_without_a_run(folder):

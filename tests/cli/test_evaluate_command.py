@@ -84,6 +84,47 @@ def test_table_on_the_terminal(weights, dataset, capsys):
     assert printed.err == ""
 
 
+def test_without_a_list_every_case_is_measured(weights, dataset, capsys):
+    assert main(["evaluate", str(weights), str(dataset), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["n"], document["list"]) == (3, {"file": None, "sha256": None, "cases": 3})
+
+
+def test_strata_worst_cases_and_pictures(weights, dataset, tmp_path, capsys):
+    (dataset / "cases.csv").write_text("case,device\nbenign (1),GE\nmalignant (1),GE\n")
+    (tmp_path / "clean.txt").write_text("benign (1)\n")
+    page = tmp_path / "page" / "index.html"
+    call = [
+        "evaluate",
+        str(weights),
+        str(dataset),
+        "--list",
+        "val.txt",
+        "--strata",
+        "device",
+        "--clean",
+        str(tmp_path / "clean.txt"),
+    ]
+    assert main([*call, "--worst", "2", "--pictures", str(page.parent), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"written: {page}\n"
+    document = json.loads(printed.out)
+    strata = {name: [(one["stratum"], one["n"]) for one in records] for name, records in document["strata"].items()}
+    assert strata == {
+        "size": [("10 % and more", 3)],
+        "class": [("benign", 2), ("malignant", 1)],
+        "device": [("GE", 2), ("unknown", 1)],
+        "clean": [("in the clean list", 1), ("not in the clean list", 2)],
+    }
+    assert document["strata"]["class"][1]["iou"] == pytest.approx(20 / 30, abs=0.06)
+    assert [one["case"] for one in document["worst"]] == ["malignant (1)", "benign (2)"]
+    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "worst-1.png"]
+    assert main(call) == 0
+    printed = capsys.readouterr().out
+    for words in ("class: malignant", "device: unknown", "clean: in the clean list", "lowest IoU: malignant (1) 0.6"):
+        assert words in printed
+
+
 def test_a_broken_case_gives_exit_code_1_and_the_others_are_done(weights, dataset, tmp_path, capsys):
     (dataset / "masks/0/benign (2).png").write_bytes(b"")
     out = tmp_path / "scores.csv"
@@ -115,6 +156,9 @@ def test_intervals_draw_patients_where_they_are_known(weights, dataset, capsys):
         (["--backend", "abacus"], 2, "'abacus'"),
         (["--group", "hospital"], 2, "'hospital'"),
         (["--out", "DATASET"], 2, "folder"),
+        (["--strata", "device"], 2, "'device'"),
+        (["--clean", "nowhere.txt"], 2, "nowhere.txt"),
+        (["--pictures", "DATASET/val.txt"], 2, "is a file"),
         (["--out", "DATASET/val.txt"], 2, "the list itself"),
         (["--out", "WEIGHTS"], 2, "the weights itself"),
         (["--out", "WEIGHTS/new/scores.csv"], 1, "bright.onnx is not a folder"),

@@ -232,7 +232,7 @@ class _Clock:
             write_json(self.run / STEP, {"seconds": middle, "steps": len(self.seconds), "threads": self.threads})
 
 
-def _score(grid: Grid, weights: Path, root: Path, cases: Path, path: Path) -> None:
+def _score(grid: Grid, weights: Path, root: Path, cases: Path | None, path: Path) -> None:
     from cmunext.benchmark.evaluate import evaluate
     from cmunext.data.layout import Layout
     from cmunext.inference.segmenter import Segmenter
@@ -240,10 +240,13 @@ def _score(grid: Grid, weights: Path, root: Path, cases: Path, path: Path) -> No
     layout = Layout.open(root)
     with grid_networks_trusted(grid):
         segmenter = Segmenter.load(weights, backend="torch", device=_inference_device(grid.device))
-    found = evaluate(segmenter, layout, layout.read_list(cases), at=grid.at, surface=grid.surface)  # type: ignore[arg-type]
+    names = layout.read_list(cases) if cases else layout.cases
+    found = evaluate(segmenter, layout, names, at=grid.at, surface=grid.surface)  # type: ignore[arg-type]
     if found.failures:
         name, sentence = found.failures[0]
-        raise InputError(f"{len(found.failures)} cases of {cases.name} could not be measured, the first {name}: {sentence}")
+        raise InputError(
+            f"{len(found.failures)} cases of {cases.name if cases else root} could not be measured, the first {name}: {sentence}"
+        )
     found.write(path)
 
 

@@ -14,7 +14,7 @@ from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
 from cmunext.data.dataset import resize_mask
 from cmunext.data.layout import Layout
-from cmunext.data.table import class_of, dataset_table
+from cmunext.data.table import PATIENT_COLUMN, class_of, dataset_table
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image, read_mask
 from cmunext.inference.segmenter import BACKGROUND, Segmenter
@@ -71,11 +71,12 @@ def evaluate(
         raise InputError(f"none of the {len(names)} cases could be measured; the first: {failures[0][1]}")
 
     results = [result for _, result in measured]
-    kept = [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
+    kept = measured_classes(classes)
     surfaces = np.array([result.surface for result in results])[:, kept] if surface else None  # N x K x 2
     return Evaluation(
         cases=tuple(name for name, _ in measured),
         kinds=tuple(class_of(name, table.get(name, {})) for name, _ in measured),
+        patients=tuple(table.get(name, {}).get(PATIENT_COLUMN, "") for name, _ in measured),
         sizes=tuple(result.size for result in results),
         classes=tuple(classes[k] for k in kept),
         counts=Counts.stack([result.counts[kept] for result in results]),
@@ -86,6 +87,25 @@ def evaluate(
         failures=tuple(failures),
         at=at,
     )
+
+
+def measured_classes(classes: Sequence[str]) -> list[int]:
+    """Which of the classes are measured: all but a background beside others."""
+    return [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
+
+
+def read_case(layout: Layout, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image (uint8 H x W or H x W x 3, RGB) and masks (bool K x H x W) of a case. Raises InputError, OSError."""
+    image = read_image(layout.image(name))
+    files = layout.masks(name)
+    masks = [read_mask(file) for file in files]
+    for file, mask in zip(files, masks, strict=True):
+        if mask.shape != image.shape[:2]:
+            raise InputError(
+                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {image.shape[0]} x {image.shape[1]}; "
+                "`cmunext prepare` brings them to one size"
+            )
+    return image, np.stack(masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +120,7 @@ _SurfaceMeasure = Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, 
 
 
 def _measure(segmenter: Segmenter, layout: Layout, name: str, at: Size, surface: _SurfaceMeasure | None) -> _Measured:
-    image, truth = _read(layout, name)
+    image, truth = read_case(layout, name)
     preprocessing = segmenter.preprocessing
     if at == "network":
         resized = resize_mask(truth.transpose(1, 2, 0).astype(np.uint8), preprocessing, cv2.INTER_NEAREST)  # KHW -> HWK
@@ -114,20 +134,6 @@ def _measure(segmenter: Segmenter, layout: Layout, name: str, at: Size, surface:
         tuple(Reliability.of(p, t) for p, t in zip(probability, truth, strict=True)),
         tuple(surface(m, t) for m, t in zip(mask, truth, strict=True)) if surface else (),
     )
-
-
-def _read(layout: Layout, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image and masks (bool K x H x W) at native size."""
-    image = read_image(layout.image(name))
-    files = layout.masks(name)
-    masks = [read_mask(file) for file in files]
-    for file, mask in zip(files, masks, strict=True):
-        if mask.shape != image.shape[:2]:
-            raise InputError(
-                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {image.shape[0]} x {image.shape[1]}; "
-                "`cmunext prepare` brings them to one size"
-            )
-    return image, np.stack(masks)
 
 
 def _surface_measure(tolerance: float) -> _SurfaceMeasure:

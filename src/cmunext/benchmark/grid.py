@@ -6,14 +6,16 @@
         "root": "../data/busi",
         "lists": {"1": {"train": "busi_train1.txt", "val": "busi_val1.txt", "clean": "lists/busi_val1_clean.txt"},
                   "fold1": {"train": "lists/fold_train1.txt", "val": "lists/fold_val1.txt", "kind": "grouped"}},
-        "external": {"busbra": {"root": "../data/busbra", "list": "lists/busbra.txt"}},
+        "groups": "lists/groups.csv",
+        "external": {"busbra": {"root": "../data/busbra"}},
         "u_score": [0.5838, 0.7063]}},
       "recipes": {"paper": {"base": "paper", "set": {"epochs": 300}}},
       "networks": {"cmunext-s": {}, "swin-unet": {"set": {"size": 224}}},
       "seeds": [41]
     }
 
-Paths are relative to the grid file; lists are sought in the dataset folder too.
+Paths are relative to the grid file; lists are sought in the dataset folder too. docs/what-the-numbers-mean.md says which entry gives
+which column of the tables.
 """
 
 import json
@@ -51,11 +53,16 @@ class ListPair:
 
 @dataclass(frozen=True)
 class External:
-    """Another dataset's list, on which the official runs are scored too; nothing was chosen on it."""
+    """Another dataset, on which the official runs are scored too; nothing was chosen on it.
+
+    Attributes
+    ----------
+    cases : list of its cases; None: every case.
+    """
 
     name: str
     root: Path
-    cases: Path
+    cases: Path | None
 
 
 @dataclass(frozen=True)
@@ -267,7 +274,8 @@ class _Reader:
 
     def external(self, name: str, entry: dict[str, Any]) -> External:
         root = self.path(entry.pop("root", None))
-        external = External(name, root, self.list_file(entry.pop("list", None), root))
+        chosen = entry.pop("list", None)
+        external = External(name, root, self.list_file(chosen, root) if chosen else None)
         self.empty(entry, f"external.{name}")
         return external
 

@@ -24,7 +24,7 @@ from cmunext.benchmark.compare import read_scores
 from cmunext.benchmark.grid import Cell, Dataset, Grid
 from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
 from cmunext.data.layout import list_entries, resolve
-from cmunext.data.table import read_table
+from cmunext.data.table import PATIENT_COLUMN, read_table
 from cmunext.errors import InputError
 
 
@@ -35,7 +35,7 @@ class Value:
     Attributes
     ----------
     iou, f1 : means over images (of every run), in [0, 1].
-    low, high : 95 % bootstrap interval of `iou`; an image that stands in several lists, or a group, is drawn whole.
+    low, high : 95 % bootstrap interval of `iou`; an image that stands in several lists, a group, or a patient is drawn whole.
     spread : standard deviation of the runs' mean IoUs (n - 1), NaN for a single run.
     runs, images : trainings, and different images.
     """
@@ -65,7 +65,9 @@ def value_of(grid: Grid, store: Store, dataset: Dataset, recipe: str, label: str
     runs = scores_of(store, cells_of(grid, dataset, recipe, label), column)
     if not runs:
         return None
-    group_of = _groups(dataset)
+    group_of = _patients(store, cells_of(grid, dataset, recipe, label), column)
+    if not column.startswith("external"):  # whose cases are others, and may have the same names
+        group_of |= _groups(dataset)
     ious = [value for run in runs for value in run["iou"].values()]
     f1s = [value for run in runs for value in run["f1"].values()]
     cases = [case for run in runs for case in run["iou"]]
@@ -84,13 +86,9 @@ def value_of(grid: Grid, store: Store, dataset: Dataset, recipe: str, label: str
 
 def scores_of(store: Store, cells: Iterable[Cell], column: str) -> list[dict[str, dict[str, float]]]:
     """For each training behind a column: {"iou": case -> score, "f1": ...}. Empty when one is missing, or there is none."""
-    kind = "grouped" if column == "grouped" else "official"
-    wanted = [cell for cell in cells if cell.lists.kind == kind and not (column == "clean" and cell.lists.clean is None)]
     found = []
-    for cell in wanted:
-        name = f"external-{column.removeprefix('external ')}" if column.startswith("external") else "last"
-        path = store.scores(cell).get("best" if column == "paper" else name)
-        if path is None or not path.is_file():
+    for cell, path in files_of(store, cells, column):
+        if not path.is_file():
             return []
         scores = {metric: read_scores(path, metric) for metric in ("iou", "f1")}
         if column == "clean":
@@ -98,6 +96,16 @@ def scores_of(store: Store, cells: Iterable[Cell], column: str) -> list[dict[str
             scores = {metric: {case: values[case] for case in kept} for metric, values in scores.items()}
         found.append(scores)
     return found
+
+
+def files_of(store: Store, cells: Iterable[Cell], column: str) -> list[tuple[Cell, Path]]:
+    """The score table of each training behind a column, there or not."""
+    kind = "grouped" if column == "grouped" else "official"
+    wanted = [cell for cell in cells if cell.lists.kind == kind and not (column == "clean" and cell.lists.clean is None)]
+    name = "best" if column == "paper" else "last"
+    if column.startswith("external"):
+        name = f"external-{column.removeprefix('external').strip()}"
+    return [(cell, store.scores(cell)[name]) for cell in wanted if name in store.scores(cell)]
 
 
 def p_values(grid: Grid, store: Store, dataset: Dataset, recipe: str, column: str = "last") -> dict[str, float]:
@@ -178,6 +186,12 @@ def _clean(cell: Cell, scores: Mapping[str, float]) -> list[str]:
     if not kept:
         raise InputError(f"the clean list {path} names no case; take it out of the grid, or make it again")
     return kept
+
+
+def _patients(store: Store, cells: Iterable[Cell], column: str) -> dict[str, str]:
+    """Case -> patient, where the score tables of a column tell it."""
+    tables = (read_table(path) for _, path in files_of(store, cells, column) if path.is_file())
+    return {case: row[PATIENT_COLUMN] for table in tables for case, row in table.items() if row.get(PATIENT_COLUMN)}
 
 
 def _groups(dataset: Dataset) -> dict[str, str]:

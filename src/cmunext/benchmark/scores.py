@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.benchmark.statistics import Reliability, bootstrap_mean
+from cmunext.data.table import PATIENT_COLUMN
 from cmunext.metrics import SCORES, Counts, average, scores, summarise
 from cmunext.storage import write_text
 
@@ -29,6 +30,7 @@ class Evaluation:
     ----------
     cases : names of the N cases that could be measured.
     kinds : what each case is ("benign", "malignant"), from its name or the dataset's table; "" where neither tells.
+    patients : of each case, from the dataset's table; "" where it does not tell.
     sizes : (height, width) at which each was compared, pixels.
     classes : K names.
     counts : pixels, (N, K).
@@ -41,6 +43,7 @@ class Evaluation:
 
     cases: tuple[str, ...]
     kinds: tuple[str, ...]
+    patients: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     classes: tuple[str, ...]
     counts: Counts
@@ -55,16 +58,22 @@ class Evaluation:
         """Every score of each image, (N,): with several classes the mean over those for which it is defined."""
         return {name: average(values.T)[0] for name, values in self._by_class().items()}
 
+    def lesion_share(self) -> NDArray[np.float64]:
+        """The truth's share of each image, (N,), all classes together."""
+        return (self.counts.tp + self.counts.fn).sum(1) / np.prod(self.sizes, axis=1)
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows, one a case, as text. Undefined is empty; an infinite distance is `inf`.
 
-        One class: `case, class, height, width, tp, fp, fn, tn, iou, ..., ece` and, when asked for, `hd95, surface_dice`.
+        One class: `case, class, patient, height, width, tp, fp, fn, tn, iou, ..., ece` and, when asked for, `hd95, surface_dice`;
+        `patient` only where the dataset's table tells it.
         Several: the scores are means over the classes, and each class follows with `tp_NAME, ..., ece_NAME`.
         """
         by_class = self._by_class()
         columns: dict[str, Iterable[Any]] = {
             "case": self.cases,
             "class": self.kinds,
+            **({PATIENT_COLUMN: self.patients} if any(self.patients) else {}),
             "height": [height for height, _ in self.sizes],
             "width": [width for _, width in self.sizes],
         }
@@ -100,9 +109,11 @@ class Evaluation:
             `hd95` (over the images where it is finite) and `surface_dice`.
         hd95_median : over all images, those with an infinite distance included; only when asked for.
         ece_pooled : over all pixels of all images, mean over classes.
+        reliability : {class: bins}, see `Reliability.bins`.
         share_iou_below_0.1 : the share of images that are misses.
-        intervals : 95 % percentile bootstrap of the per-image means: {"level", "drawn", "iou": [low, high], "dice": [low, high]};
-            "drawn" is the number of images, or of groups.
+        empty : {"truth", "prediction", "both"}: in how many images there is no such pixel (with classes, images and classes together).
+        intervals : 95 % percentile bootstrap of every per-image mean: {"level", "drawn", "iou": [low, high], ...}; "drawn" is the
+            number of images, or of groups. With several classes an image counts by its mean over the classes.
         failures : [{"case", "error"}].
         """
         summary = summarise(self.counts if len(self.classes) > 1 else self.counts[:, 0])
@@ -115,15 +126,25 @@ class Evaluation:
         if self.hd95 is not None:
             summary["hd95_median"] = float(np.median(self.hd95))
         summary["ece_pooled"] = float(average([one.expected_calibration_error for one in self.reliability])[0])
+        summary["reliability"] = {label: one.bins() for label, one in zip(self.classes, self.reliability, strict=True)}
         summary[f"share_iou_below_{MISS}"] = float((per_image["iou"] < MISS).mean())
-        intervals = {name: bootstrap_mean(per_image[name], groups, LEVEL) for name in ("iou", "dice")}
+        no_truth, no_prediction = self.counts.tp + self.counts.fn == 0, self.counts.tp + self.counts.fp == 0
+        summary["empty"] = {
+            "truth": int(no_truth.sum()),
+            "prediction": int(no_prediction.sum()),
+            "both": int((no_truth & no_prediction).sum()),
+        }
+        intervals = {
+            name: bootstrap_mean(np.where(np.isfinite(values), values, np.nan), groups, LEVEL)
+            for name, values in per_image.items()
+        }
         summary["intervals"] = {
             "level": LEVEL,
             "drawn": intervals["iou"].groups,
             **{name: [interval.low, interval.high] for name, interval in intervals.items()},
         }
         summary["failures"] = [{"case": case, "error": sentence} for case, sentence in self.failures]
-        return _finite(summary)
+        return finite(summary)
 
     def _by_class(self) -> dict[str, NDArray[np.float64]]:
         """Every score, (N, K)."""
@@ -137,10 +158,10 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with NaN and infinity, which JSON lacks, as None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

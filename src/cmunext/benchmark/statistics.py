@@ -189,6 +189,18 @@ class Reliability:
             np.bincount(index[truth], minlength=bins),
         )
 
+    def bins(self) -> list[dict[str, float]]:
+        """The bins for a reliability diagram: {"low", "high", "pixels", "probability", "positive"}, the last two means over the bin's
+        pixels, NaN without one. Calibrated is where they are equal."""
+        edges = np.linspace(0, 1, len(self.pixels) + 1)
+        with np.errstate(invalid="ignore"):
+            probability, positive = self.probability / self.pixels, self.positive / self.pixels
+        columns = (edges[:-1], edges[1:], probability, positive)
+        return [
+            {"low": float(low), "high": float(high), "pixels": int(pixels), "probability": float(mean), "positive": float(share)}
+            for pixels, low, high, mean, share in zip(self.pixels, *columns, strict=True)
+        ]
+
     def __add__(self, other: "Reliability") -> "Reliability":
         return Reliability(self.pixels + other.pixels, self.probability + other.probability, self.positive + other.positive)
 

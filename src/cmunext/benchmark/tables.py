@@ -1,9 +1,6 @@
-"""The paper's Tables 2 and 3 with our numbers beside the published ones, as Markdown, CSV and LaTeX: a pure function of files."""
+"""The paper's Tables 2 and 3 with our numbers beside the published ones, and one of every metric: a pure function of files."""
 
-import csv
-import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +8,9 @@ from pathlib import Path
 
 from cmunext.benchmark.cell import Store
 from cmunext.benchmark.cost import DEFAULT_SIZE, PUBLISHED, count_parameters, paper_count
+from cmunext.benchmark.formats import comma_separated, latex, markdown, rounded
 from cmunext.benchmark.grid import Dataset, Grid
+from cmunext.benchmark.metrics_table import metrics_texts
 from cmunext.benchmark.published import ABLATION, PUBLISHED_SCORES
 from cmunext.benchmark.results import Value, cells_of, columns_of, frames_per_second, p_values, u_score, value_of
 from cmunext.networks import create, names
@@ -46,38 +45,45 @@ class Row:
 
 
 def write_tables(grid: Grid, out: Path) -> list[Path]:
-    """Write `tables/table2-DATASET-RECIPE.{md,csv,tex}` and `table3-...` for every dataset and recipe of the grid.
+    """Write `tables/table2-DATASET-RECIPE.{md,csv,tex}`, `table3-...` and `metrics-...` for every dataset and recipe of the grid.
 
     The same files of cells give the same bytes. Raises InputError when a file of a cell is damaged.
     """
-    written = []
+    store, written = Store(out), []
     for recipe in grid.recipes:
         for dataset in grid.datasets:
-            rows = rows_of(grid, Store(out), dataset, recipe)
+            rows, about = rows_of(grid, store, dataset, recipe), preface(grid, dataset, recipe)
             ladder = [row for network in ABLATION for row in rows if row.network == network]
+            texts = {}
             for number, chosen in ((2, rows), (3, ladder)):
                 if chosen:
-                    stem = out / "tables" / f"table{number}-{dataset.name}-{recipe}"
-                    texts = {
-                        ".md": markdown(grid, dataset, recipe, number, chosen),
-                        ".csv": comma_separated(dataset, chosen),
-                        ".tex": latex(grid, dataset, recipe, number, chosen),
+                    title = f"Table {number}: {dataset.name}, recipe {recipe}"
+                    header, body = _grid_of_text(dataset, number, chosen)
+                    texts[f"table{number}"] = {
+                        ".md": markdown(title, about, header, body, _notes(grid, dataset)),
+                        ".csv": comma_separated(*_grid_of_numbers(dataset, chosen)),
+                        ".tex": latex(title, about, header, body),
                     }
-                    for suffix, text in texts.items():
-                        path = stem.with_name(stem.name + suffix)
-                        write_text(path, text)
-                        written.append(path)
+            texts["metrics"] = metrics_texts(grid, store, dataset, recipe, labels_of(grid), about)
+            for stem, of_stem in texts.items():
+                for suffix, text in of_stem.items():
+                    path = out / "tables" / f"{stem}-{dataset.name}-{recipe}{suffix}"
+                    write_text(path, text)
+                    written.append(path)
     return written
 
 
+def labels_of(grid: Grid) -> list[str]:
+    """The rows of a table: the package's networks in the paper's order, then others in the grid's."""
+    known = names()
+    return sorted(grid.labels, key=lambda one: known.index(grid.networks[one]) if grid.networks[one] in known else len(known))
+
+
 def rows_of(grid: Grid, store: Store, dataset: Dataset, recipe: str) -> list[Row]:
-    """The rows of a dataset and recipe: the package's networks in the paper's order, then others in the grid's."""
+    """The rows of a dataset and recipe, in the order of `labels_of`."""
     speeds, against = frames_per_second(grid.latency), p_values(grid, store, dataset, recipe)
     rows = []
-    known = names()
-    for label in sorted(
-        grid.labels, key=lambda one: known.index(grid.networks[one]) if grid.networks[one] in known else len(known)
-    ):
+    for label in labels_of(grid):
         cells = cells_of(grid, dataset, recipe, label)
         network, size = cells[0].network, cells[0].recipe.preprocessing
         parameters, gigaflops = cost_of(network, json.dumps(cells[0].arguments, sort_keys=True))
@@ -108,34 +114,13 @@ def cost_of(network: str, arguments: str) -> tuple[float, float] | tuple[None, N
     return count_parameters(module) / 1e6, macs / 1e9
 
 
-def markdown(grid: Grid, dataset: Dataset, recipe: str, number: int, rows: Sequence[Row]) -> str:
-    """The table for reading, with what its columns mean below it."""
-    header, body = _grid_of_text(dataset, number, rows)
-    lines = [f"# Table {number}: {dataset.name}, recipe {recipe}", "", *_preface(grid, dataset, recipe), ""]
-    lines += [_bar(header), _bar(["---"] + ["---:"] * (len(header) - 1)), *(_bar(row) for row in body), ""]
-    return "\n".join([*lines, *_notes(grid, dataset), ""])
-
-
-def latex(grid: Grid, dataset: Dataset, recipe: str, number: int, rows: Sequence[Row]) -> str:
-    """The table as a LaTeX tabular."""
-    header, body = _grid_of_text(dataset, number, rows)
-    lines = [
-        f"% Table {number}: {dataset.name}, recipe {recipe}",
-        *(f"% {line}" for line in _preface(grid, dataset, recipe) if line),
-    ]
-    lines += [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\hline", _ampersands(header), "\\hline"]
-    return "\n".join([*lines, *map(_ampersands, body), "\\hline", "\\end{tabular}", ""])
-
-
-def comma_separated(dataset: Dataset, rows: Sequence[Row]) -> str:
-    """Every number of the table in full, shares in [0, 1]; an empty cell where there is none."""
+def _grid_of_numbers(dataset: Dataset, rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
+    """Every number of the table in full, shares in [0, 1]."""
     header = ["network", "height", "width", "parameters_millions", "gigaflops", "fps"]
     header += ["published_parameters_millions", "published_gigaflops", "published_iou", "published_f1", "published_fps"]
     parts = ("iou", "low", "high", "f1", "spread", "runs", "images")
     header += [f"{column.replace(' ', '_')}_{part}" for column in columns_of(dataset) for part in parts]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*header, "p_holm", "u_score"])
+    body = []
     for row in rows:
         cost, scores = PUBLISHED.get(row.network), PUBLISHED_SCORES.get(row.network)
         cells: list[object] = [row.label, *row.size, row.parameters, row.gigaflops, row.fps]
@@ -143,8 +128,8 @@ def comma_separated(dataset: Dataset, rows: Sequence[Row]) -> str:
         cells += [scores.iou / 100, scores.f1 / 100, scores.fps] if scores else [None, None, None]
         for value in row.values.values():
             cells += [getattr(value, part) if value else None for part in parts]
-        writer.writerow([_exact(cell) for cell in (*cells, row.p_value, row.u_score)])
-    return text.getvalue()
+        body.append([*cells, row.p_value, row.u_score])
+    return [*header, "p_holm", "u_score"], body
 
 
 def _grid_of_text(dataset: Dataset, number: int, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -156,20 +141,21 @@ def _grid_of_text(dataset: Dataset, number: int, rows: Sequence[Row]) -> tuple[l
     for row in rows:
         cost, scores = PUBLISHED.get(row.network), PUBLISHED_SCORES.get(row.network)
         cells = [f"{ABLATION[row.network]} ({row.label})" if number == 3 else row.label, f"{row.size[0]} x {row.size[1]}"]
-        cells += [_rounded(row.parameters, 2), f"{cost.parameters_millions:.2f}" if cost else ""]
-        cells += [_rounded(row.gigaflops, 2), f"{cost.gigaflops:.2f}" if cost else "", _rounded(row.fps, 1)]
+        cells += [rounded(row.parameters, 2), f"{cost.parameters_millions:.2f}" if cost else ""]
+        cells += [rounded(row.gigaflops, 2), f"{cost.gigaflops:.2f}" if cost else "", rounded(row.fps, 1)]
         cells.append(f"{scores.iou:.2f} / {scores.f1:.2f}" if scores else "")
         for column, value in row.values.items():
             cells.append(f"{100 * value.iou:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]" if value else "")
             if column in ("paper", "last"):
                 cells.append(f"{100 * value.f1:.2f}" if value else "")
         cells.append("" if row.p_value is None else "< 0.0001" if row.p_value < 1e-4 else f"{row.p_value:.4f}")
-        cells.append(_rounded(row.u_score, 1))
+        cells.append(rounded(row.u_score, 1))
         body.append(cells)
     return header, body
 
 
-def _preface(grid: Grid, dataset: Dataset, recipe: str) -> list[str]:
+def preface(grid: Grid, dataset: Dataset, recipe: str) -> list[str]:
+    """What was trained and scored: the lines above a table."""
     cells = [cell for cell in grid.cells if cell.dataset == dataset and cell.recipe.name == recipe]
     epochs = sorted({cell.recipe.epochs for cell in cells})
     seeds, lists = sorted({cell.recipe.seed for cell in cells}), list(dict.fromkeys(cell.lists.name for cell in cells))
@@ -201,22 +187,3 @@ def _notes(grid: Grid, dataset: Dataset) -> list[str]:
 
 def _counted(numbers: Sequence[int], noun: str, joint: str) -> str:
     return f"{joint.join(map(str, numbers))} {noun}{'' if list(numbers) == [1] else 's'}"
-
-
-def _rounded(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _bar(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _ampersands(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("%", "\\%").replace("_", "\\_").replace("<", "$<$").replace(" x ", " $\\times$ ") for cell in cells)
-    return f"{' & '.join(escaped)} \\\\"
-
-
-def _exact(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return repr(float(value)) if isinstance(value, float) else str(value)

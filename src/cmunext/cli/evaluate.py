@@ -3,30 +3,36 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cmunext.benchmark.scores import Evaluation
 
 SHOWN = 10  # failures on the terminal; --json has them all
+SHOWN_WORST = 5  # of the worst cases on the terminal
 
 
 def evaluate(
     weights: Annotated[str, typer.Argument(help="Bundled weights by name, or a file: .onnx, .safetensors.", show_default=False)],
     dataset: Annotated[Path, typer.Argument(help="The dataset folder: images/ and masks/0/.", show_default=False)],
     list_: Annotated[
-        Path, typer.Option("--list", help="List of case names, a name a line; sought in DATASET too.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(
+            "--list", help="List of case names, a name a line; sought in DATASET too. Every case without it.", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write, one row a case.", show_default=False)] = None,
     at: Annotated[
         str,
         typer.Option(help="Size of comparison: native (the image's own) or network (the truth is resized, as the paper does)."),
     ] = "native",
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime or torch.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     surface: Annotated[
         bool, typer.Option("--surface", help="Also HD95 and surface Dice, in pixels at the size of comparison.")
@@ -36,32 +42,63 @@ def evaluate(
         str,
         typer.Option(
             help="What the intervals draw whole: none (each image by itself), duplicates, a column of cases.csv such as patient, "
-            "or a CSV file with the columns case and group; auto is patient where cases.csv has it, else none."
+            "or a CSV file with the columns case and group (groups.csv of audit); auto is patient where cases.csv has it, else none."
         ),
     ] = "auto",
+    clean: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also score the cases of this list apart: those without a near duplicate in training, NAME_clean.txt of audit.",
+            show_default=False,
+        ),
+    ] = None,
+    strata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Also score by this column of cases.csv; may be repeated.", show_default=False),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the cases with the lowest IoU to name and draw.")] = 20,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write index.html and contact sheets of the worst cases: image, truth, prediction; and the reliability diagram.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")] = False,
 ) -> None:
     """Score weights on the cases of a list: mean over images with a 95 % interval, and pooled over all pixels.
 
-    IoU, Dice, sensitivity, precision, specificity, accuracy, F1 and calibration. Exit code 1 when a case could not be measured;
+    IoU, Dice, sensitivity, precision, specificity, accuracy, F1 and calibration; strata by lesion size (under 3 %, 3 to 10 %, 10 % and
+    more of the image) and, where names or cases.csv tell it, by class; the worst cases. Exit code 1 when a case could not be measured;
     the others are done.
     """
     from cmunext.benchmark.evaluate import evaluate as measure
+    from cmunext.benchmark.strata import cleanness_of, columns_of, standard_strata, strata_of
+    from cmunext.benchmark.worst import check_folder, worst_of, write_worst
     from cmunext.data.layout import Layout
     from cmunext.data.split import groups_of
     from cmunext.inference.segmenter import Segmenter
 
     layout = Layout.open(dataset)
-    list_file = layout.find_list(list_)
-    names = layout.read_list(list_file)
+    list_file = None if list_ is None else layout.find_list(list_)
+    names = layout.cases if list_file is None else layout.read_list(list_file)
     _check_out(out, weights, list_file, dataset)
+    if pictures is not None:
+        check_folder(pictures)
+    asked: dict[str, dict[str, str]] = columns_of(layout.root, names, strata or ())
+    if clean is not None:
+        asked["clean"] = cleanness_of(names, layout.read_list(clean))
     grouped_by, groups = groups_of(layout, names, group)
     segmenter = Segmenter.load(weights, backend=backend, device=device)
-    evaluation = measure(segmenter, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track)  # type: ignore[arg-type]
+    evaluation = measure(segmenter, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]
     if out is not None:
         evaluation.write(out)
-    summary = evaluation.summary([groups[case] for case in evaluation.cases])
+    drawn = [groups[case] for case in evaluation.cases]
+    summary = evaluation.summary(drawn)
     summary["intervals"] = {"group": grouped_by, **summary["intervals"]}
+    stratifications = standard_strata(evaluation)
+    stratifications |= {name: [of_case[case] for case in evaluation.cases] for name, of_case in asked.items()}
     document = {
         "weights": {
             "source": weights,
@@ -71,11 +108,22 @@ def evaluate(
             "precision": segmenter.backend.precision,
         },
         "dataset": str(dataset),
-        "list": {"file": str(list_file), "sha256": _sha256(list_file), "cases": len(names)},
+        "list": {
+            "file": None if list_file is None else str(list_file),
+            "sha256": None if list_file is None else _sha256(list_file),
+            "cases": len(names),
+        },
         "at": at,
         "scores": None if out is None else str(out),
         **summary,
+        "strata": strata_of(evaluation, stratifications, drawn),
+        "worst": worst_of(evaluation, worst),
     }
+    if pictures is not None and document["worst"]:
+        page = write_worst(
+            pictures, segmenter, layout, evaluation, document["worst"], _what(document, evaluation), _track("drawing")
+        )
+        typer.echo(f"written: {page}", err=True)
     if as_json:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -88,7 +136,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_out(out: Path | None, weights: str, list_file: Path, dataset: Path) -> None:
+def _check_out(out: Path | None, weights: str, list_file: Path | None, dataset: Path) -> None:
     """Refuse an output that would destroy an input or cannot be written, before the work rather than after it."""
     from cmunext.errors import InputError, UsageError
 
@@ -100,49 +148,96 @@ def _check_out(out: Path | None, weights: str, list_file: Path, dataset: Path) -
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"--out is {out}, and {folder} is not a folder that can be written to; choose another")
     for what, path in (("weights", Path(weights)), ("list", list_file), ("dataset's table", dataset / "cases.csv")):
-        if out.exists() and path.exists() and out.samefile(path):
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"--out is {out}, the {what} itself; give another name, such as scores.csv")
 
 
-def _track(names: Sequence[str]) -> Iterable[str]:
+def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
     """A bar on stderr while a terminal looks on."""
-    from rich.console import Console
-    from rich.progress import track
 
-    console = Console(stderr=True)
-    return track(names, "measuring", console=console, transient=True, disable=not console.is_terminal)
+    def wrap(cases: Sequence[Any]) -> Iterable[Any]:
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        return track(cases, what, console=console, transient=True, disable=not console.is_terminal)
+
+    return wrap
+
+
+def _what(document: dict[str, Any], evaluation: "Evaluation") -> str:
+    source = document["list"]["file"] or f"every case of {document['dataset']}"
+    return f"{document['weights']['source']} ({document['weights']['backend']}) on {source}, {evaluation.at} size"
 
 
 def _print(document: dict[str, Any], evaluation: "Evaluation") -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    per_image, pooled, intervals = document["per_image"], document["pooled"], document["intervals"]
-    drawn = "images" if intervals["drawn"] == document["n"] else f"{intervals['drawn']} groups ({intervals['group']})"
-    table = Table(box=None, pad_edge=False)
-    for column in ("score", "mean over images", "95 % interval", "pooled", "images"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, value in per_image.items():
-        low_high = intervals.get(name)
-        digits = 1 if name == "hd95" else 4
-        table.add_row(
-            name.replace("_", " "),
-            _number(value, digits),
-            f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else "",
-            _number(pooled.get(name, document["ece_pooled"] if name == "ece" else None), digits),
-            str(document["per_image_over"][name]),
-        )
-    print(
-        f"{document['weights']['source']} ({document['weights']['backend']}) on {document['list']['file']}, {evaluation.at} size"
-    )
-    Console(highlight=False, soft_wrap=True).print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    print(_what(document, evaluation))
+    console.print(_scores_table(document))
     if len(evaluation.classes) > 1:
         print(f"means over the classes {', '.join(evaluation.classes)}")
         for label, one in zip(evaluation.classes, document["classes"], strict=True):
             print(f"  {label}: IoU {_number(one['per_image']['iou'], 4)}, Dice {_number(one['per_image']['dice'], 4)}")
+    print()
+    console.print(_strata_table(document))
+    print()
     if "hd95_median" in document:
         print(f"median HD95, missed lesions included: {_number(document['hd95_median'], 1)} px")
-    print(f"{document['n']} images, {100 * document['share_iou_below_0.1']:.1f} % under IoU 0.1; intervals drawn over {drawn}")
+    if document["worst"]:
+        worst = [f"{one['case']} {one['iou']:.2f}" for one in document["worst"][:SHOWN_WORST]]
+        print(f"lowest IoU: {', '.join(worst)}")
+    intervals, empty = document["intervals"], document["empty"]
+    drawn = "images" if intervals["drawn"] == document["n"] else f"{intervals['drawn']} groups ({intervals['group']})"
+    print(
+        f"{document['n']} images, {100 * document['share_iou_below_0.1']:.1f} % under IoU 0.1; nothing to find in {empty['truth']}, "
+        f"nothing found in {empty['prediction']}; intervals drawn over {drawn}"
+    )
+
+
+def _scores_table(document: dict[str, Any]) -> "Table":
+    table = _table("score", "mean over images", "95 % interval", "pooled", "images")
+    for name, value in document["per_image"].items():
+        digits = 1 if name == "hd95" else 4
+        pooled = document["pooled"].get(name, document["ece_pooled"] if name == "ece" else None)
+        table.add_row(
+            name.replace("_", " "),
+            _number(value, digits),
+            _interval(document["intervals"][name], digits),
+            _number(pooled, digits),
+            str(document["per_image_over"][name]),
+        )
+    return table
+
+
+def _strata_table(document: dict[str, Any]) -> "Table":
+    table = _table("stratum", "IoU", "95 % interval", "Dice", "IoU under 0.1", "images")
+    for name, records in document["strata"].items():
+        for one in records:
+            table.add_row(
+                f"{name}: {one['stratum']}",
+                _number(one["iou"], 4),
+                _interval(one["iou_interval"], 4),
+                _number(one["dice"], 4),
+                f"{100 * one['share_iou_below_0.1']:.1f} %",
+                str(one["n"]),
+            )
+    return table
+
+
+def _table(first: str, *columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _interval(ends: Sequence[float | None], digits: int) -> str:
+    return "" if ends[0] is None else f"{_number(ends[0], digits)} to {_number(ends[1], digits)}"
 
 
 def _number(value: float | None, digits: int) -> str:

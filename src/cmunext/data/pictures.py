@@ -21,10 +21,12 @@ PAGE = "index.html"
 HEIGHT = 320  # pixels of each picture
 
 _HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Near duplicates</title><style>
-body { font: 15px sans-serif; margin: 1em; background: #222; color: #eee }
-figure { margin: 0 0 2em } img { display: block; max-width: 100% }
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px sans-serif; margin: 1em; background: #222; color: #eee }}
+figure {{ margin: 0 0 2em }} img, svg {{ display: block; max-width: 100% }}
+table {{ border-spacing: 1em 0.1em; margin: 0 0 2em -1em }} th, td {{ text-align: right }} .text {{ text-align: left }}
 </style></head><body>
+<h1>{title}</h1>
 """
 
 
@@ -52,8 +54,13 @@ def write_pictures(
     how = (
         "where they agree, the third picture is yellow; what only the first has is red, what only the second has is green.</p>\n"
     )
-    write_text(folder / PAGE, f"{_HEAD}<h1>Near duplicates</h1>\n{what}{how}{''.join(figures)}</body></html>\n")
+    write_page(folder / PAGE, "Near duplicates", f"{what}{how}{''.join(figures)}")
     return folder / PAGE
+
+
+def write_page(path: Path, title: str, body: str) -> None:
+    """Write an HTML page, in one step; `body` is HTML. Raises OSError."""
+    write_text(path, f"{_HEAD.format(title=html.escape(title))}{body}</body></html>\n")
 
 
 def _figure(number: int, pair: Pair, classes: Mapping[str, str]) -> str:
