@@ -24,10 +24,10 @@ KEPT = {
     "cmunext": 17,
     "cmunext-l": 27,
     "cmunext-plain-skip": 14,
-    "cmunet": 13,
+    "cmunet": 14,
     "mobile-uvit": 13,
     "mobile-uvit-l": 13,
-    "medt": 30,
+    "medt": 44,
 }
 
 
