@@ -46,6 +46,7 @@ def ours(name: str, threads: int):
 
     from cmunext import losses, networks
     from cmunext.training import host, loop
+    from cmunext.training.batches import Normalise
     from cmunext.training.recipe import DEFAULT
 
     torch.set_num_threads(threads)
@@ -58,7 +59,7 @@ def ours(name: str, threads: int):
     host.speed_up_narrow_norms(bare)
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if host.has_bfloat16() else "32-true")
     network, optimizer = fabric.setup_module(bare), fabric.setup_optimizers(optimizer)
-    loss_of, normalise = losses.BCEDiceLoss(), loop._Normalise(DEFAULT.preprocessing, fabric.device)
+    loss_of, normalise = losses.BCEDiceLoss(), Normalise(DEFAULT.preprocessing, fabric.device)
     images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     masks = (torch.rand(BATCH, 1, SIDE, SIDE) > 0.7).float()
 

@@ -1,11 +1,13 @@
 """Losses against the authors' numbers, finite differences, and a plain loop over samples and classes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from cmunext.errors import InputError, UsageError
-from cmunext.losses import BCEDiceLoss, BoundaryDoULoss, bce_dice_per_sample, boundary
+from cmunext.losses import BCEDiceLoss, BoundaryDoULoss, DistillationLoss, bce_dice_per_sample, boundary
 from tests.golden_losses import bce_dice_case, boundary_dou_case, cases
 
 GOLDENS = {group: {case["name"]: case for case in cases(group)} for group in ("bce_dice", "boundary_dou")}
@@ -33,6 +35,19 @@ def test_bce_dice_golden(name):
     loss.backward()
     check_gradient(case, double)
     assert BCEDiceLoss()(logits, target).item() == pytest.approx(case["loss_float32"], rel=2e-6)
+
+
+def test_distillation_by_hand():
+    """Two pixels with probabilities 3/4 and 1/2, truth 1 and 0, soft target 0.8 and 0.4."""
+    logits = torch.tensor([[[[math.log(3), 0.0]]]], dtype=torch.float64, requires_grad=True)
+    truth, soft = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.8, 0.4]]]], dtype=torch.float64)
+    to_truth = 0.5 * (math.log(4 / 3) + math.log(2)) / 2 + 1 - 1.5 / 2.25
+    to_soft = 0.5 * (0.8 * math.log(4 / 3) + 0.2 * math.log(4) + math.log(2)) / 2 + 1 - 1.6 / 2.45
+    loss = DistillationLoss(0.25)(logits, truth, soft)
+    assert loss.item() == pytest.approx(0.75 * to_truth + 0.25 * to_soft, abs=1e-5)  # 1e-5: the smoothing of Dice
+    assert DistillationLoss(0.0)(logits, truth, soft).item() == BCEDiceLoss()(logits, truth).item()
+    assert DistillationLoss(1.0)(logits, truth, soft).item() == BCEDiceLoss()(logits, soft).item()
+    assert torch.autograd.gradcheck(lambda x: DistillationLoss(0.25)(x, truth, soft), logits)
 
 
 @pytest.mark.parametrize("name", GOLDENS["boundary_dou"])

@@ -1,6 +1,6 @@
-"""Losses: 0.5 BCE + Dice (CMUNeXt, equation 7) and Boundary DoU.
+"""Losses: 0.5 BCE + Dice (CMUNeXt, equation 7), the same beside a soft target, and Boundary DoU.
 
-Both take logits N x K x H x W, are differentiable in them, run on any device and dtype, and reduce in float32 at least.
+All take logits N x K x H x W, are differentiable in them, run on any device and dtype, and reduce in float32 at least.
 """
 
 from typing import Literal
@@ -50,6 +50,30 @@ class BCEDiceLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits and target, both N x K x H x W -> scalar. Raises InputError when the shapes differ."""
         return bce_dice_per_sample(logits, target).mean()
+
+
+class DistillationLoss(nn.Module):
+    """(1 - weight) * `BCEDiceLoss` to the truth + weight * `BCEDiceLoss` to a soft target such as a teacher's probability.
+
+    The idea is of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; there is no
+    temperature here, the soft target is taken as it is. BCE is least where the network gives the soft target itself; Dice, with
+    p t and not p^2 in it, is least where it gives 0 or 1.
+
+    Parameters
+    ----------
+    weight : of the soft target, in [0, 1].
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        if not 0 <= weight <= 1:
+            raise UsageError(f"weight is {weight}; the weight of a soft target lies in 0..1")
+        self.weight = weight
+
+    def forward(self, logits: Tensor, target: Tensor, soft_target: Tensor) -> Tensor:
+        """Logits, target and soft target, all N x K x H x W -> scalar. Raises InputError when the shapes differ."""
+        hard = bce_dice_per_sample(logits, target).mean()
+        return (1 - self.weight) * hard + self.weight * bce_dice_per_sample(logits, soft_target).mean()
 
 
 class BoundaryDoULoss(nn.Module):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cmunext.data.augment import FLIP_CODES, Augmentation, augment
+from cmunext.data.augment import FLIP_CODES, Augmentation, augment, cutmix
 from cmunext.errors import UsageError
 
 
@@ -70,8 +70,29 @@ def test_off_means_untouched() -> None:
     np.testing.assert_array_equal(same_mask, mask[0])
 
 
+def test_cutmix_pastes_one_rectangle_of_image_and_mask_alike() -> None:
+    """The first view is even and without lesion, the second odd and all lesion, so every pixel says where it is from."""
+    first = (np.full((40, 60, 3), 100, np.uint8), np.zeros((40, 60, 2), np.uint8))
+    second = (np.full((40, 60, 3), 201, np.uint8), np.ones((40, 60, 2), np.uint8))
+    shares = []
+    for seed in range(400):
+        image, mask = cutmix(first, second, np.random.default_rng(seed))
+        pasted = mask[..., 0] == 1
+        np.testing.assert_array_equal(mask[..., 1], mask[..., 0])
+        np.testing.assert_array_equal(image, np.where(pasted[..., None], second[0], first[0]))
+        rows, columns = pasted.any(1), pasted.any(0)
+        np.testing.assert_array_equal(pasted, rows[:, None] & columns)
+        assert all(np.abs(np.diff(span.astype(int))).sum() <= 2 for span in (rows, columns))  # each one run of pixels
+        shares.append(pasted.mean())
+    assert first[0].max() == 100
+    # of a side s = sqrt(u) about a uniform centre, s - s^2 / 4 lies inside; the mean of its square over uniform u is 77 / 240
+    assert np.mean(shares) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.04)
+
+
 def test_wrong_values_are_refused() -> None:
     with pytest.raises(UsageError, match=r"flip is 1\.5"):
         Augmentation(flip=1.5)
     with pytest.raises(UsageError, match=r"scale is 0\.8"):
         Augmentation(scale=0.8)
+    with pytest.raises(UsageError, match=r"cutmix is -0\.1"):
+        Augmentation(cutmix=-0.1)

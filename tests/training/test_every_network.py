@@ -11,8 +11,7 @@ from cmunext import losses, networks
 from cmunext.cli.main import main
 from cmunext.data.dataset import Cases, load_cases
 from cmunext.data.layout import Layout
-from cmunext.training.batches import validation_batch
-from cmunext.training.loop import _Normalise
+from cmunext.training.batches import Normalise, validation_batch
 from cmunext.training.recipe import DEFAULT, with_settings
 
 CASES, BATCH = 24, 4
@@ -37,7 +36,7 @@ def nuclei(shared: Path, tmp_path_factory) -> Path:
 def loss_on(network: torch.nn.Module, cases: Cases) -> float:
     """Mean loss by the batch's own statistics, as in training, without changing anything."""
     statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    normalise, loss_of = _Normalise(DEFAULT.preprocessing, torch.device("cpu")), losses.BCEDiceLoss()
+    normalise, loss_of = Normalise(DEFAULT.preprocessing, torch.device("cpu")), losses.BCEDiceLoss()
     torch.manual_seed(0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         values = [

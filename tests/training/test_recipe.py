@@ -62,6 +62,7 @@ def test_settings() -> None:
         ("augmentation.flop=1", "no setting 'augmentation.flop'"),
         ("preprocessing.height=128", "rotated by 90 degrees"),
         ("ema_decay=1.0", r"\[0, 1\)"),
+        ("distill_weight=1.5", r"\[0, 1\]"),
         ("preprocessing.channels=hsv", "rgb, bgr, grey"),
     ],
 )
@@ -77,6 +78,14 @@ def test_a_saved_recipe_reads_back(tmp_path: Path) -> None:
     assert named(path) == recipe
     assert from_dict(recipe.to_dict()) == recipe
     assert named("paper") == PAPER
+
+
+def test_later_entries_are_saved_only_where_they_change_something() -> None:
+    assert "distill_weight" not in DEFAULT.to_dict()
+    assert "cutmix" not in DEFAULT.to_dict()["augmentation"]
+    changed = with_settings(DEFAULT, ["distill_weight=0.7", "augmentation.cutmix=0.3"])
+    assert (changed.to_dict()["distill_weight"], changed.to_dict()["augmentation"]["cutmix"]) == (0.7, 0.3)
+    assert from_dict(changed.to_dict()) == changed
 
 
 def test_what_is_no_recipe_is_told(tmp_path: Path) -> None:

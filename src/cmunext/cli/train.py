@@ -27,6 +27,10 @@ def train(
     network_arguments: Annotated[
         str, typer.Option("--network-arguments", help='What else the network takes, as JSON: \'{"local_patches": "all"}\'.')
     ] = "{}",
+    teachers: Annotated[
+        list[Path] | None,
+        typer.Option(help="Weights (.safetensors) to learn from too, weighted by distill_weight of the recipe; may be repeated."),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Terms of the data, written into the weights.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")] = False,
 ) -> None:
@@ -54,7 +58,9 @@ def train(
     if not isinstance(arguments, dict):
         raise UsageError(f"--network-arguments is {network_arguments!r}; give a JSON object")
     run = out or Path("runs") / f"{network.replace(':', '.')}-{train.stem}-{chosen.name}-seed{chosen.seed}"
-    task = Task(dataset, train, val, network, chosen, run, arguments, resume, device, devices, threads, licence)
+    task = Task(
+        dataset, train, val, network, chosen, run, arguments, resume, device, devices, threads, licence, tuple(teachers or ())
+    )
 
     for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce precision and processes; we say what matters

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from cmunext.errors import UsageError
 
 ROTATIONS = {0: (False, False, False), 1: (True, False, True), 2: (False, True, True), 3: (True, True, False)}
+View = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # image H x W x C and mask H x W x K
 FLIP_CODES = ((True, True), (True, False), (False, True))  # both axes, upside down, left to right
 
 
@@ -29,6 +30,7 @@ class Augmentation:
     contrast : largest factor either way about mid-grey, as in `scale`.
     gamma : largest exponent either way, as in `scale`.
     noise : largest standard deviation of Gaussian noise, as a fraction of the full range.
+    cutmix : probability of pasting a rectangle of another training case (see `cutmix`).
     """
 
     rotate90: float = 0.5
@@ -42,9 +44,10 @@ class Augmentation:
     contrast: float = 1.0
     gamma: float = 1.0
     noise: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rotate90", "flip", "affine", "intensity"):
+        for name in ("rotate90", "flip", "affine", "intensity", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation.{name} is {getattr(self, name)}; a probability lies in 0..1")
         for name in ("scale", "contrast", "gamma"):
@@ -68,6 +71,27 @@ def augment(
         image, mask = _warp(image, mask, augmentation, generator)
     if augmentation.intensity and generator.random() < augmentation.intensity:
         image = _change_intensity(image, augmentation, generator)
+    return image, mask
+
+
+def cutmix(view: View, other: View, generator: np.random.Generator) -> View:
+    """A view with a rectangle of another, image and mask alike (Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899).
+
+    As there: the rectangle has the image's proportions and a share of its area that is uniform in 0..1, its centre is uniform
+    over the image, and what lies beyond the edge is cut off. A mask is pasted like the image, so no label has to be mixed.
+
+    Parameters
+    ----------
+    view, other : image H x W x C and mask H x W x K of one size, as `augment` gives; neither is changed.
+    """
+    height, width = view[0].shape[:2]
+    side = np.sqrt(generator.random())  # as a fraction of the image's
+    spans = []
+    for length in (height, width):
+        centre, half = generator.random() * length, side * length / 2
+        spans.append(slice(max(round(centre - half), 0), round(centre + half)))
+    (image, mask), rectangle = (array.copy() for array in view), tuple(spans)
+    image[rectangle], mask[rectangle] = other[0][rectangle], other[1][rectangle]
     return image, mask
 
 

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmunext.data.augment import augment
+from cmunext.data.augment import View, augment, cutmix
 from cmunext.data.dataset import Cases
+from cmunext.image.preprocess import Preprocessing
 from cmunext.training.recipe import Recipe
+
+CUTMIX = 1  # keeps CutMix's random numbers apart from those of the other augmentation, which stays the same with and without it
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,42 @@ def share(batch: np.ndarray, rank: int, processes: int) -> Share:
 
 def training_batch(cases: Cases, indices: np.ndarray, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
     """Augmented images uint8 N x C x H x W (channels_last) and masks uint8 N x K x H x W."""
-    views = [
-        augment(
-            cases.images[index],
-            cases.masks[index],
-            recipe.augmentation,
-            np.random.default_rng([recipe.seed, epoch, index]),
-        )
-        for index in indices
-    ]
-    images, masks = zip(*views, strict=True)
+    images, masks = zip(*(_training_view(cases, int(index), recipe, epoch) for index in indices), strict=True)
     return _to_tensor(np.stack(images)), _to_tensor(np.stack(masks))
+
+
+def _training_view(cases: Cases, index: int, recipe: Recipe, epoch: int) -> View:
+    """How a case looks in an epoch, whatever batch or process it is in: with CutMix, some of another case as that one looks."""
+    view = _augmented(cases, index, recipe, epoch)
+    if recipe.augmentation.cutmix and len(cases) > 1:
+        generator = np.random.default_rng([recipe.seed, epoch, index, CUTMIX])
+        if generator.random() < recipe.augmentation.cutmix:
+            other = (index + 1 + int(generator.integers(len(cases) - 1))) % len(cases)  # any but itself, each as likely
+            return cutmix(view, _augmented(cases, other, recipe, epoch), generator)
+    return view
+
+
+def _augmented(cases: Cases, index: int, recipe: Recipe, epoch: int) -> View:
+    generator = np.random.default_rng([recipe.seed, epoch, index])
+    return augment(cases.images[index], cases.masks[index], recipe.augmentation, generator)
 
 
 def validation_batch(cases: Cases, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     """Images uint8 N x C x H x W (channels_last) and masks uint8 N x K x H x W, as they are."""
     return _to_tensor(cases.images[indices]), _to_tensor(cases.masks[indices, 0])
+
+
+class Normalise:
+    """uint8 N x C x H x W -> normalised float32 on the device, as `Preprocessing.to_input` does."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device):
+        self.device = device
+        self.scale, self.offset = (
+            torch.from_numpy(values).to(device)[:, None, None] for values in preprocessing.scale_and_offset
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True).float() * self.scale + self.offset
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:

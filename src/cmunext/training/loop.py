@@ -24,7 +24,7 @@ from cmunext.errors import InputError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metrics import Counts, summarise
 from cmunext.training import checkpoint, host
-from cmunext.training.batches import Share, epoch_batches, share, training_batch, validation_batch
+from cmunext.training.batches import Normalise, Share, epoch_batches, share, training_batch, validation_batch
 from cmunext.training.checkpoint import Progress
 from cmunext.training.recipe import Recipe
 from cmunext.training.schedule import learning_rate
@@ -52,7 +52,15 @@ class Hooks:
 
 
 def fit(
-    fabric: Fabric, network: nn.Module, recipe: Recipe, train: Cases, validation: Cases, run: Path, identity: str, hooks: Hooks
+    fabric: Fabric,
+    network: nn.Module,
+    recipe: Recipe,
+    train: Cases,
+    validation: Cases,
+    run: Path,
+    identity: str,
+    hooks: Hooks,
+    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Progress:
     """Train `network` in place until the recipe's last epoch, or until `hooks.stop` says so.
 
@@ -62,6 +70,8 @@ def fit(
     network : N x C x H x W -> logits N x K x H x W, initialised from the recipe's seed.
     run : the folder of `last.ckpt` and `history.csv`. A checkpoint there is gone on from.
     identity : digest of everything that must not change when a run goes on.
+    teacher : augmented images, uint8 N x C x H x W -> probabilities float32 N x K x H x W on the device, which the network learns from
+        besides the masks, with the recipe's `distill_weight`; None for the masks alone.
 
     Raises
     ------
@@ -90,8 +100,8 @@ def fit(
             checkpoint.save(run, progress, states | ({"average": average.state_dict()} if average else {}), identity)
         fabric.barrier()
 
-    loss_of = losses.BCEDiceLoss() if recipe.loss == "bce-dice" else losses.BoundaryDoULoss(train.masks.shape[-1])
-    normalise = _Normalise(recipe.preprocessing, fabric.device)
+    loss_of = losses.DistillationLoss(recipe.distill_weight) if teacher else _loss_of(recipe, train)
+    normalise = Normalise(recipe.preprocessing, fabric.device)
     batches_per_epoch = math.ceil(len(train) / recipe.batch_size)
     total_steps = recipe.epochs * batches_per_epoch
 
@@ -108,8 +118,10 @@ def fit(
                 group["lr"] = rate
             torch.manual_seed(recipe.seed + 1_000_003 * (step + 1) + fabric.global_rank)  # dropout and stochastic depth
 
+            images, masks = images.to(fabric.device, non_blocking=True), masks.to(fabric.device)
+            targets = (masks, teacher(images)) if teacher else (masks,)
             logits = network(normalise(images))
-            loss = _mean_loss(loss_of, logits, masks.to(fabric.device), part)
+            loss = _mean_loss(loss_of, logits, targets, part)
             stepping.zero_grad()
             fabric.backward(loss)
             mean_loss = float(_reduced(fabric, loss.detach(), "mean"))
@@ -160,8 +172,7 @@ def validate(fabric: Fabric, network: nn.Module, recipe: Recipe, cases: Cases) -
     """Loss, IoU and Dice on a list at the network's size: means over images of per-image (and per-class) values."""
     network.eval()
     _share_buffers(fabric, network)
-    normalise = _Normalise(recipe.preprocessing, fabric.device)
-    loss_of = losses.BCEDiceLoss() if recipe.loss == "bce-dice" else losses.BoundaryDoULoss(cases.masks.shape[-1])
+    normalise, loss_of = Normalise(recipe.preprocessing, fabric.device), _loss_of(recipe, cases)
     totals = torch.zeros(len(cases), cases.masks.shape[-1], 4, dtype=torch.float64, device=fabric.device)  # loss, tp, fp, fn
     chunks = [np.arange(start, min(start + recipe.batch_size, len(cases))) for start in range(0, len(cases), recipe.batch_size)]
     for indices in chunks[fabric.global_rank :: fabric.world_size]:
@@ -180,19 +191,6 @@ def validate(fabric: Fabric, network: nn.Module, recipe: Recipe, cases: Cases) -
     return {"val_loss": float(loss.mean()), "val_iou": float(np.mean(means["iou"])), "val_dice": float(np.mean(means["dice"]))}
 
 
-class _Normalise:
-    """uint8 N x C x H x W -> normalised float32 on the device, as `Preprocessing.to_input` does."""
-
-    def __init__(self, preprocessing: Preprocessing, device: torch.device):
-        self.device = device
-        self.scale, self.offset = (
-            torch.from_numpy(values).to(device)[:, None, None] for values in preprocessing.scale_and_offset
-        )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.to(self.device, non_blocking=True).float() * self.scale + self.offset
-
-
 def _binarised(logits: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Logits N x K x H x W -> bool of the same shape, as `Preprocessing.binarise` does."""
     if preprocessing.activation == "softmax":
@@ -200,11 +198,16 @@ def _binarised(logits: Tensor, preprocessing: Preprocessing) -> Tensor:
     return torch.sigmoid(logits) > preprocessing.threshold
 
 
-def _mean_loss(loss_of: Callable[[Tensor, Tensor], Tensor], logits: Tensor, masks: Tensor, part: Share) -> Tensor:
+def _loss_of(recipe: Recipe, cases: Cases) -> nn.Module:
+    """The recipe's loss to the truth: logits and masks N x K x H x W -> scalar."""
+    return losses.BCEDiceLoss() if recipe.loss == "bce-dice" else losses.BoundaryDoULoss(cases.masks.shape[-1])
+
+
+def _mean_loss(loss_of: nn.Module, logits: Tensor, targets: tuple[Tensor, ...], part: Share) -> Tensor:
     """This process's loss, weighted so that the mean over processes is the batch's."""
     if not part.count:
         return logits.sum() * 0.0  # takes part in the exchange of gradients and adds nothing to them
-    return loss_of(logits[: part.count], masks[: part.count].float()) * part.weight
+    return loss_of(logits[: part.count], *(target[: part.count].float() for target in targets)) * part.weight
 
 
 def _prepared(cases: Cases, shares: list[Share], first: int, recipe: Recipe, epoch: int):

@@ -33,6 +33,8 @@ class Recipe:
     augment_before_resize : flip the native mask and then resize it with OpenCV's asymmetric nearest neighbour, as the released
         code does; False samples masks at pixel centres.
     loss : "bce-dice" (equation 7) or "boundary-dou".
+    distill_weight : of the teachers' mean probability as a target beside the truth (see `losses.DistillationLoss`), 0 to 1. It
+        matters only in a run that is given teachers, which needs loss "bce-dice"; 0.5 counts both alike.
     optimizer : "sgd" (with `momentum`) or "adamw".
     learning_rate, momentum, weight_decay : of the optimiser; the decay applies to every parameter, norms and biases included.
     schedule : "poly" (with `poly_power`), "cosine" or "constant"; `warmup_epochs` rise linearly before it.
@@ -52,6 +54,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     augment_before_resize: bool = True
     loss: str = "bce-dice"
+    distill_weight: float = 0.5
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     momentum: float = 0.9
@@ -72,6 +75,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"recipe {name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.distill_weight <= 1:
+            raise UsageError(f"recipe distill_weight is {self.distill_weight}; it must lie in [0, 1]")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"recipe ema_decay is {self.ema_decay}; it must lie in [0, 1)")
         if not self.learning_rate > 0:
@@ -85,8 +90,17 @@ class Recipe:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain values, for JSON."""
-        return asdict(self)
+        """The recipe as plain values, for JSON.
+
+        `distill_weight` and `augmentation.cutmix`, which recipes did not always have, are left out at their defaults, where they
+        change nothing: so runs and results from before still compare equal.
+        """
+        values = asdict(self)
+        if self.distill_weight == Recipe.distill_weight:
+            del values["distill_weight"]
+        if self.augmentation.cutmix == Augmentation.cutmix:
+            del values["augmentation"]["cutmix"]
+        return values
 
 
 PAPER = Recipe(name="paper", preprocessing=preprocess.PAPER, precision="32-true")

@@ -5,9 +5,7 @@ import inspect
 import json
 import os
 import platform
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,12 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import Metadata
 from cmunext.storage import write_json
-from cmunext.training import checkpoint, host
+from cmunext.training import distill, host
+from cmunext.training.board import Board
 from cmunext.training.checkpoint import Progress
 from cmunext.training.loop import Hooks, fit
 from cmunext.training.recipe import Recipe, from_dict
+from cmunext.training.stop import stop_requests
 
 RECIPE_FILE = "recipe.json"
 BEST, LAST, AVERAGE = "best.safetensors", "last.safetensors", "ema.safetensors"
@@ -46,6 +46,7 @@ class Task:
     device : "auto", "cpu" or "cuda"; devices : how many processes (CPU) or GPUs share the batches; threads : of the CPU, 0 for
         PyTorch's own choice (a resumed run takes those that it began with).
     licence : terms of the data, written into the weights.
+    teachers : weights files whose mean probability is learnt from too (see `distill` and the recipe's `distill_weight`).
     """
 
     dataset: Path
@@ -60,6 +61,7 @@ class Task:
     devices: int = 1
     threads: int = 0
     licence: str = ""
+    teachers: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
 
     Raises
     ------
-    UsageError, InputError : see `loop.fit`, `data.layout` and `weights`; a run that exists is never touched without `resume`.
+    UsageError, InputError : see `loop.fit`, `data.layout`, `weights` and `distill`; a run that exists is never touched without `resume`.
     """
     layout = Layout.open(task.dataset)
     train_names, validation_names = layout.read_list(task.train_list), layout.read_list(task.validation_list)
@@ -91,11 +93,14 @@ def train(task: Task, reporter: Reporter) -> Progress:
     saved = _saved(task)
     recipe = _resolved(task, layout.classes, saved)
     arguments = _arguments(task, recipe, layout.classes)
-    structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # what is in that file, the weights hold
+    structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # the weights hold that file
     _require_fitting_size(task.network, structure, recipe.preprocessing)
     if threads := task.threads or (saved or {}).get("threads", 0):
         torch.set_num_threads(threads)
     host.keep_freed_memory()
+    class_names = ("lesion",) if layout.classes == 1 else tuple(f"class {number}" for number in range(layout.classes))
+    teachers = distill.load_teachers(task.teachers, recipe, class_names)
+    _require_same_teachers(task, teachers, saved)
 
     torch.manual_seed(recipe.seed)
     network = networks.create(task.network, **arguments)
@@ -107,11 +112,17 @@ def train(task: Task, reporter: Reporter) -> Progress:
     ]
     if layout.classes > 1 and recipe.preprocessing.activation == "softmax":
         _require_partition(cases)
+    unchecked = distill.require_unseen(teachers, cases[1], recipe.preprocessing.channels)
+    for teacher in unchecked if fabric.is_global_zero else ():
+        reporter.say(
+            f"warning: the teacher {teacher.file} does not say what it was trained on; if on validation images, scores mean little"
+        )
     if fabric.world_size > 1:
         network = _synchronised(network, fabric, reporter)
 
-    identity = _identity(task.network, arguments, recipe, cases)
-    provenance = _provenance(task, recipe, cases)
+    identity = _identity(task.network, arguments, recipe, cases, teachers)
+    distillation = _distillation(recipe, teachers)
+    provenance = _provenance(task, recipe, cases, teachers) | distillation
     if fabric.is_global_zero:
         task.out.mkdir(parents=True, exist_ok=True)
         if not saved:
@@ -120,14 +131,14 @@ def train(task: Task, reporter: Reporter) -> Progress:
                 {
                     **{"network": task.network, "arguments": arguments, "recipe": recipe.to_dict()},
                     **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
+                    **distillation,
                     **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},
                     "versions": {"cmunext": cmunext.__version__, "torch": torch.__version__, "python": platform.python_version()},
                 },
             )
     fabric.barrier()
 
-    board = _Board(task.out, fabric.is_global_zero)
-    names = ("lesion",) if layout.classes == 1 else tuple(f"class {number}" for number in range(layout.classes))
+    board = Board(task.out, fabric.is_global_zero)
 
     def keep(file: str, kept: nn.Module, row: dict, what: str) -> None:
         training = {
@@ -136,7 +147,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
             "epoch": row["epoch"],
             "validation": {k: row[k] for k in ("val_iou", "val_dice")},
         }
-        metadata = Metadata(task.network, structure, recipe.preprocessing, names, training, task.licence, INTENDED_USE)
+        metadata = Metadata(task.network, structure, recipe.preprocessing, class_names, training, task.licence, INTENDED_USE)
         weights.save(task.out / file, kept, metadata)
 
     measured = "average of weights (EMA)" if recipe.ema_decay else "weights"
@@ -151,7 +162,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
         board.add(row)
         reporter.epoch(row)
 
-    with _stop_requests(reporter) as stop:
+    with stop_requests(reporter.say) as stop:
         hooks = Hooks(
             step=reporter.step,
             epoch=told,
@@ -159,7 +170,8 @@ def train(task: Task, reporter: Reporter) -> Progress:
             keep_best=lambda kept, row: keep(BEST, kept, row, f"{measured} of the epoch with the best validation IoU"),
             keep_last=keep_last,
         )
-        progress = fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks)
+        taught = distill.MeanProbability(teachers, recipe.preprocessing.channels, fabric) if teachers else None
+        progress = fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks, taught)
     board.close()
     return progress
 
@@ -195,6 +207,19 @@ def _resolved(task: Task, classes: int, saved: dict[str, Any] | None) -> Recipe:
         differing = _first_difference(saved.get("recipe", {}), json.loads(json.dumps(recipe.to_dict())))
         raise UsageError(f"{task.out} was begun with another recipe ({differing}); go on with the same, or give another --out")
     return recipe
+
+
+def _require_same_teachers(task: Task, teachers: tuple[distill.Teacher, ...], saved: dict[str, Any] | None) -> None:
+    if saved is None:
+        return
+    began, given = saved.get("distillation", {}).get("teachers", []), [teacher.describe() for teacher in teachers]
+    if [one["sha256"] for one in began] != [one["sha256"] for one in given]:
+        before, now = (
+            ", ".join(f"{one['file']} ({one['sha256'][:8]})" for one in some) or "no teachers" for some in (began, given)
+        )
+        raise UsageError(
+            f"{task.out} was begun with {before} and is given {now}; go on with the same --teachers, or give another --out"
+        )
 
 
 def _precision(task: Task, saved: dict[str, Any] | None) -> str:
@@ -268,12 +293,24 @@ def _require_partition(cases: list[Cases]) -> None:
                 )
 
 
-def _identity(network: str, arguments: dict[str, Any], recipe: Recipe, cases: list[Cases]) -> str:
-    told = json.dumps([network, arguments, recipe.to_dict(), *(part.digest for part in cases)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+def _identity(
+    network: str, arguments: dict[str, Any], recipe: Recipe, cases: list[Cases], teachers: tuple[distill.Teacher, ...]
+) -> str:
+    told: list[Any] = [network, arguments, recipe.to_dict(), *(part.digest for part in cases)]
+    if teachers:
+        told += [recipe.distill_weight, [teacher.digest for teacher in teachers]]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _provenance(task: Task, recipe: Recipe, cases: list[Cases]) -> dict[str, Any]:
+def _distillation(recipe: Recipe, teachers: tuple[distill.Teacher, ...]) -> dict[str, Any]:
+    """The entry of recipe.json and of the weights that names the teachers; nothing without any."""
+    if not teachers:
+        return {}
+    return {"distillation": {"weight": recipe.distill_weight, "teachers": [teacher.describe() for teacher in teachers]}}
+
+
+def _provenance(task: Task, recipe: Recipe, cases: list[Cases], teachers: tuple[distill.Teacher, ...]) -> dict[str, Any]:
+    seen = distill.learnt_from(cases[0], recipe.preprocessing.channels, teachers)
     return {
         "dataset": task.dataset.resolve().name,
         "train_list": task.train_list.name,
@@ -284,47 +321,5 @@ def _provenance(task: Task, recipe: Recipe, cases: list[Cases]) -> dict[str, Any
         "seed": recipe.seed,
         "recipe": recipe.to_dict(),
         "program": f"cmunext {cmunext.__version__}, torch {torch.__version__}",
+        **({} if seen is None else {distill.LEARNT_FROM: seen}),
     }
-
-
-@contextmanager
-def _stop_requests(reporter: Reporter) -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask for a stop after the running step; a second SIGINT stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: Any) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-        reporter.say("stopping after this step ...")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Board:
-    """TensorBoard scalars of the run, where tensorboard is installed."""
-
-    def __init__(self, run: Path, wanted: bool):
-        self.writer = None
-        if wanted:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                return
-            done = checkpoint.epochs_written(run)
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else None)
-
-    def add(self, row: dict) -> None:
-        if self.writer is not None:
-            for name, value in row.items():
-                if name != "epoch" and value is not None:
-                    self.writer.add_scalar(name, value, row["epoch"])
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()

@@ -1,0 +1,29 @@
+"""The history of a run for TensorBoard."""
+
+from pathlib import Path
+
+from cmunext.training import checkpoint
+
+
+class Board:
+    """TensorBoard scalars of the run, where tensorboard is installed."""
+
+    def __init__(self, run: Path, wanted: bool):
+        self.writer = None
+        if wanted:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+            done = checkpoint.epochs_written(run)
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def add(self, row: dict) -> None:
+        if self.writer is not None:
+            for name, value in row.items():
+                if name != "epoch" and value is not None:
+                    self.writer.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
