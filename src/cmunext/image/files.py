@@ -96,7 +96,7 @@ def write_mask(path: StrPath, mask: NDArray[np.bool_]) -> None:
     """Write a mask, bool H x W, as a grey PNG of 0 and 255, in one step. Raises as `write_image`."""
     if Path(path).suffix.lower() != ".png":
         raise UsageError(f"{path}: masks are written without loss; name it .png")
-    write_image(path, mask.astype(np.uint8) * np.uint8(255))
+    write_image(path, mask.view(np.uint8) * np.uint8(255))
 
 
 def find_images(paths: Iterable[StrPath]) -> list[Path]:

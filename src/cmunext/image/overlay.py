@@ -47,8 +47,7 @@ def overlay(
         for index, (plane, window) in enumerate(zip(planes, windows, strict=True))
     ]
     for part, plane, colour in paired:
-        inside = plane > 0
-        part[inside] = np.round((1 - opacity) * part[inside] + opacity * colour)
+        _fill(part, plane, colour, opacity)
     for part, plane, colour in paired:
         _contour(part, plane, colour, width)
     for text, centre in labels:
@@ -58,8 +57,14 @@ def overlay(
 
 def _window(plane: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
     """Where a class lies, with room for its contour: most of a picture needs no drawing."""
-    left, top, width, height = cv2.boundingRect(plane.astype(np.uint8))
+    left, top, width, height = cv2.boundingRect(plane.view(np.uint8))
     return slice(max(0, top - margin), top + height + margin), slice(max(0, left - margin), left + width + margin)
+
+
+def _fill(picture: NDArray[np.uint8], plane: NDArray[np.uint8], colour: NDArray[Any], opacity: float) -> None:
+    """Mix `colour` into `picture` where `plane` is not 0: a pixel of 8 bits has only 256 outcomes a channel, which a table holds."""
+    tinted = np.round((1 - opacity) * np.arange(256)[:, None] + opacity * colour).astype(np.uint8)
+    cv2.copyTo(cv2.LUT(picture, tinted[None]), plane, picture)
 
 
 def _contour(picture: NDArray[np.uint8], plane: NDArray[np.uint8], colour: NDArray[Any], width: float) -> None:
@@ -70,8 +75,10 @@ def _contour(picture: NDArray[np.uint8], plane: NDArray[np.uint8], colour: NDArr
     rim, line = np.zeros_like(plane), np.zeros_like(plane)
     cv2.drawContours(rim, contours, -1, 110, round(width) + 2, cv2.LINE_AA)
     cv2.drawContours(line, contours, -1, 255, round(width), cv2.LINE_AA)
-    _blend(picture, rim, np.zeros(3))
-    _blend(picture, line, colour)
+    drawn = picture.copy()  # in one piece, where a pixel has one index
+    _blend(drawn, rim, np.zeros(3))
+    _blend(drawn, line, colour)
+    picture[:] = drawn
 
 
 def _label(picture: NDArray[np.uint8], text: str, centre: tuple[float, float], width: float) -> None:
@@ -83,6 +90,6 @@ def _label(picture: NDArray[np.uint8], text: str, centre: tuple[float, float], w
 
 
 def _blend(picture: NDArray[np.uint8], coverage: NDArray[np.uint8], colour: NDArray[Any]) -> None:
-    touched = coverage > 0
-    share = coverage[touched, None] / 255
-    picture[touched] = np.round((1 - share) * picture[touched] + share * colour)
+    pixels, touched = picture.reshape(-1, 3), np.flatnonzero(coverage > 0)
+    share = coverage.take(touched)[:, None] / 255
+    pixels[touched] = np.round((1 - share) * pixels.take(touched, axis=0) + share * colour)

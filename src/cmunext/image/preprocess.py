@@ -90,20 +90,18 @@ class Preprocessing:
         """Choose the channels and resize (bilinear): uint8 H x W or H x W x 3 (RGB) -> uint8 height x width x C."""
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
             raise InputError(f"an image must be uint8 of H x W or H x W x 3 (RGB); this one is {image.dtype} of {image.shape}")
-        if self.channels == "grey":
-            image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        elif image.ndim == 2:
-            image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        elif self.channels == "bgr":
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        if image.ndim == 3 and self.channels != "rgb":
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if self.channels == "grey" else cv2.COLOR_RGB2BGR)
         resized = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        if image.ndim == 2 and self.channels != "grey":
+            resized = cv2.cvtColor(resized, cv2.COLOR_GRAY2RGB)  # three equal channels only now: one is resized faster
         return resized.reshape(self.height, self.width, self.in_channels)
 
     def to_input(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Image -> network input: uint8 H x W or H x W x 3 (RGB) -> float32 1 x C x height x width, normalised."""
         scale, offset = self.scale_and_offset
-        pixels = self.resize(image).astype(np.float32) * scale + offset
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # HWC -> 1CHW
+        planes = np.ascontiguousarray(self.resize(image).transpose(2, 0, 1))  # HWC -> CHW, while a value is a byte
+        return (planes * scale[:, None, None] + offset[:, None, None])[None]
 
     def to_probability(self, logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """Logits of one image -> probabilities at another size: K x h x w -> float32 K x H x W in [0, 1], `size` = (H, W).
@@ -146,7 +144,7 @@ class Preprocessing:
 
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (0.5 * (1 + np.tanh(0.5 * x))).astype(np.float32)  # never overflows
+    return 0.5 * (1 + np.tanh(0.5 * x))  # never overflows
 
 
 DEFAULT = Preprocessing()

@@ -70,12 +70,16 @@ def measure(
     """
     if spacing is not None and not all(math.isfinite(step) and step > 0 for step in spacing):
         raise UsageError(f"spacing is {spacing}; both values must be positive numbers of millimetres a pixel")
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    left, top, across, down = cv2.boundingRect(mask.view(np.uint8))
+    left, top = left - left % 2, top - top % 2  # OpenCV numbers regions by blocks of 2 x 2, and equal areas keep its order
+    occupied = mask[top : top + down + 1, left : left + across + 1].view(np.uint8)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(occupied, connectivity=8)
     lesions = []
     for label in range(1, count):
         x, y, width, height = (int(value) for value in boxes[label, : cv2.CC_STAT_AREA])
-        window = np.s_[y : y + height, x : x + width]
-        lesions.append(_measure_region(labels[window] == label, (x, y), probability[window], class_index, spacing))
+        region = labels[y : y + height, x : x + width] == label
+        x, y = left + x, top + y
+        lesions.append(_measure_region(region, (x, y), probability[y : y + height, x : x + width], class_index, spacing))
     return sorted(lesions, key=lambda lesion: -lesion.area)
 
 

@@ -1,9 +1,11 @@
 """Three stages at a time: while the network runs on some images, helpers decode the next ones and write the results of the last."""
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from cmunext.errors import InputError
@@ -32,7 +34,7 @@ def overlapped(
     waiting = iter(items)
     prepared: deque[tuple[Item, Future[Prepared]]] = deque()
     finished: deque[tuple[Item, Future[Outcome] | InputError]] = deque()
-    pool = ThreadPoolExecutor(jobs, "cmunext")
+    pool = ThreadPoolExecutor(jobs, "cmunext", _leave, (_current_core(),))
 
     def prepare_more() -> None:
         while len(prepared) < jobs + batch:
@@ -71,6 +73,25 @@ def helpers() -> int:
     """How many helpers keep a network busy on this machine: one a core, and not more than four."""
     affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
     return min(4, len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+def _current_core() -> int | None:
+    """The core that the calling thread runs on; None where the system does not tell."""
+    try:
+        return ctypes.CDLL(None).sched_getcpu()
+    except (OSError, AttributeError, TypeError):  # not Linux
+        return None
+
+
+def _leave(core: int | None) -> None:
+    """Let the calling thread run on every other core, if there are any.
+
+    Not all schedulers see to it: on virtual machines of two cores, all threads were seen to share one while the other was idle.
+    """
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        others = os.sched_getaffinity(0) - {core}
+        with suppress(OSError):  # not allowed, or no other core
+            os.sched_setaffinity(0, others)
 
 
 def _is_done(outcome: Future[Outcome] | InputError) -> bool:

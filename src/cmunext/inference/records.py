@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cmunext.errors import UsageError
-from cmunext.storage import write_json
+from cmunext.storage import write_text
 
 RECORDS = "segmentation.json"
 Record = dict[str, Any]
@@ -15,11 +16,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a folder, by their source's path. Open one with `Records.open`."""
+    """The records of a folder, by their source's path. Open one with `Records.open`.
+
+    A record is made into text once, by whoever adds it: saving a folder of thousands again and again then only joins texts.
+    """
 
     folder: Path
     earlier: Mapping[Path, Record]
     overwrite: bool
+    _added: dict[Path, tuple[Path, str]] = field(default_factory=dict, repr=False)  # source -> identity, JSON
 
     @classmethod
     def open(cls, folder: Path, overwrite: bool) -> "Records":
@@ -67,11 +72,25 @@ class Records:
                     f"{path}: this file exists and is not recorded in {RECORDS}; choose another --out, or add --overwrite"
                 )
 
-    def save(self, done: Mapping[Path, Record]) -> None:
-        """Write segmentation.json: the earlier records, and those of `done` (by source) in their place or behind. May be nothing."""
-        merged = {**self.earlier, **{_identity(source): record for source, record in done.items()}}
-        if merged:
-            write_json(self.folder / RECORDS, list(merged.values()))
+    @cached_property
+    def _earlier_texts(self) -> dict[Path, str]:
+        return {source: _to_json(record) for source, record in self.earlier.items()}
+
+    def add(self, source: Path, record: Record) -> None:
+        """Take in what was found in a source. Any thread may call it."""
+        self._added[source] = _identity(source), _to_json(record)
+
+    def save(self, sources: Iterable[Path]) -> None:
+        """Write segmentation.json: the earlier records, and those added of `sources` in their place or behind. May be nothing."""
+        texts = dict(self._earlier_texts)
+        texts.update(self._added[source] for source in sources if source in self._added)
+        if texts:
+            write_text(self.folder / RECORDS, "[\n" + ",\n".join(texts.values()) + "\n]\n")
+
+
+def _to_json(record: Record) -> str:
+    """The record as `write_json` would write it inside of a list."""
+    return "  " + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n  ")
 
 
 def _written(record: Record) -> list[Path]:

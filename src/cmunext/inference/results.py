@@ -70,7 +70,6 @@ def segment_files(
     records = Records.open(folder, overwrite)
     outputs = {source: _outputs(folder, name, segmenter.metadata.classes) for source, name in records.names(sources).items()}
     records.check({source: (*masks, picture) for source, (masks, picture) in outputs.items()})
-    done: dict[Path, dict[str, Any]] = {}  # by the source; filled by the helpers, in the order in which they finish
 
     def prepare(source: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         image = read_image(source)
@@ -85,11 +84,8 @@ def segment_files(
         image, _ = prepared
         segmentation = segmenter.interpret(logits, image.shape[:2], spacing)
         record = _write(source, image, segmentation, outputs[source], segmenter, spacing, weights)
-        done[source] = record
+        records.add(source, record)
         return record
-
-    def save() -> None:
-        records.save({source: done[source] for source in outputs if source in done})
 
     saved = time.monotonic()
     results = overlapped(outputs, prepare, run, finish, *pace(segmenter, len(outputs), jobs, batch))
@@ -99,12 +95,12 @@ def segment_files(
                 yield Result(source, error=str(outcome))
                 continue
             if time.monotonic() - saved > SAVE_EVERY:
-                save()
+                records.save(outputs)
                 saved = time.monotonic()
             yield Result(source, outcome)
     finally:
         results.close()
-        save()
+        records.save(outputs)
 
 
 def pace(segmenter: Segmenter, count: int, jobs: int, batch: int) -> tuple[int, int]:

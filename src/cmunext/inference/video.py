@@ -103,7 +103,8 @@ def segment_video(
         "frame": summary["frame"],
         "lesions": summary["lesions"],
     }
-    records.save({named: record})
+    records.add(named, record)
+    records.save([named])
     return record
 
 
