@@ -6,6 +6,7 @@ from functools import cache
 import cv2
 import numpy as np
 import pytest
+from tests.data.copies import compress, crop, flip, gain, mark, resize
 from tests.data.folders import dataset, write
 
 from cmunext.data.align import align
@@ -13,6 +14,7 @@ from cmunext.data.audit import audit, write_findings
 from cmunext.data.duplicates import Pair, clusters, digest, duplicates, find, plain, with_agreement
 from cmunext.data.fingerprint import HORIZONTAL, MIRRORS, PLAIN, VERTICAL, Fingerprint, fingerprint, propose
 from cmunext.data.layout import Layout, read_list, write_list
+from cmunext.data.leaks import find_leaks
 from cmunext.data.pictures import write_pictures
 from cmunext.data.split import split
 from cmunext.errors import UsageError
@@ -32,35 +34,6 @@ def print_of(seed):
     return fingerprint(phantom(seed)[0])
 
 
-def crop(image, top, bottom, left, right):
-    return np.ascontiguousarray(image[top:bottom, left:right])
-
-
-def resize(image, width, height):
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC)
-
-
-def gain(image, gamma, contrast, brightness):
-    return np.clip(255 * (image / 255) ** gamma * contrast + brightness, 0, 255).astype(np.uint8)
-
-
-def compress(image, quality):
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
-
-
-def mark(image):
-    """Callipers, a dotted line, a box and letters, as scanners burn them in."""
-    image = image.copy()
-    height, width = image.shape
-    ends = [(int(0.25 * width), int(0.3 * height)), (int(0.6 * width), int(0.5 * height))]
-    cv2.line(image, *ends, 255, 1)
-    for end in ends:
-        cv2.drawMarker(image, end, 255, cv2.MARKER_CROSS, 12, 2)
-    cv2.rectangle(image, (int(0.3 * width), int(0.2 * height)), (int(0.7 * width), int(0.6 * height)), 200, 1)
-    cv2.putText(image, "RT BREAST 10:00", (10, int(0.9 * height)), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 2)
-    return image
-
-
 def matrix(across=1.0, down=1.0, left=0, top=0):
     """Of an image cropped by left and top, then scaled: pixels count from their middles."""
     return np.array([[across, 0, across * (0.5 - left) - 0.5], [0, down, down * (0.5 - top) - 0.5]])
@@ -73,7 +46,7 @@ TRANSFORMATIONS = {
     "half the size": (lambda image: resize(image, 180, 150), PLAIN, matrix(0.5, 0.5)),
     "twice the size": (lambda image: resize(image, 720, 600), PLAIN, matrix(2, 2)),
     "made square": (lambda image: resize(image, 256, 256), PLAIN, matrix(256 / 360, 256 / 300)),
-    "mirrored": (lambda image: np.ascontiguousarray(image[:, ::-1]), HORIZONTAL, matrix()),
+    "mirrored": (flip, HORIZONTAL, matrix()),
     "upside down": (lambda image: np.ascontiguousarray(image[::-1]), VERTICAL, matrix()),
     "brighter": (lambda image: gain(image, 0.6, 1.2, 10), PLAIN, matrix()),
     "darker": (lambda image: gain(image, 1.6, 0.8, -5), PLAIN, matrix()),
@@ -344,25 +317,27 @@ def test_agreement_needs_two_masks(root, tmp_path):
 
 @pytest.mark.slow
 def test_busi_leaks_as_is_known(shared):
-    """PROTOCOL.md: some 28 % of each list, benign (433) equal to malignant (145), two annotations agree at about 0.78."""
+    """PROTOCOL.md: some 28 % of each list, benign (433) equal to malignant (145), two annotations agree at about 0.78.
+
+    By eye, 156 pairs are copies of a frame; another 13 are successive frames of two slow sweeps, and may be found or not.
+    """
     root = shared / "data" / "busi"
     found = audit(root, ["busi_train1.txt", "busi_val1.txt"])
     leaks = {1: len(found.leaks["busi_val1.txt"])}
-    cluster_of = {case: cluster for cluster in found.clusters for case in cluster}
     layout = Layout.open(root)
     for number in (2, 3):
-        train, val = (layout.read_list(f"busi_{part}{number}.txt") for part in ("train", "val"))
-        leaks[number] = len([case for case in val if set(cluster_of.get(case, ())) & set(train)])
+        entries = {part: layout.read_list(f"busi_{part}{number}.txt") for part in ("train", "val")}
+        leaks[number] = len(find_leaks(entries, found.clusters)["val"])
     assert all(0.24 <= count / 195 <= 0.31 for count in leaks.values()), leaks
+    assert 156 <= sum(len(cluster) * (len(cluster) - 1) // 2 for cluster in found.clusters) <= 156 + 13
     assert ("benign (433)", "malignant (145)") in [(pair.first, pair.second) for pair in found.pairs if pair.equal]
-    assert found.annotated_twice["mean"] == pytest.approx(0.78, abs=0.03)
-    assert max(len(cluster) for cluster in found.clusters) <= 8
+    assert found.annotated_twice["mean"] == pytest.approx(0.78, abs=0.02)
+    assert max(len(cluster) for cluster in found.clusters) == 4
 
 
 @pytest.mark.slow
-def test_busbra_has_almost_no_pair_of_different_patients(shared):
+def test_busbra_has_three_examinations_entered_twice_and_no_false_alarm(shared):
+    """The same frames under two patients, once with and once without callipers: seen by eye."""
     layout = Layout.open(shared / "data" / "busbra")
-    names = layout.cases
-    found = duplicates(layout, names)
-    of_several = [cluster for cluster in found if len({case.split("-")[0] for case in cluster}) > 1]
-    assert sum(map(len, of_several)) < 0.01 * len(names), of_several
+    twice = (("0044-l", "0065-l"), ("0044-r", "0065-r"), ("0056-l", "0091-l"), ("0341-l", "0356-l"), ("0341-r", "0356-r"))
+    assert duplicates(layout, layout.cases) == twice

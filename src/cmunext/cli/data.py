@@ -72,10 +72,10 @@ def audit(
     similarity: Annotated[
         float,
         typer.Option(
-            help="What makes a near duplicate. The default takes copies and successive frames of a sweep; 0.7 also takes frames a "
-            "moment apart."
+            help="What makes a near duplicate. The default takes copies of a frame, and successive frames of a sweep that hardly moved; "
+            "0.7 also takes frames a moment apart."
         ),
-    ] = 0.89,
+    ] = 0.93,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -21,9 +21,9 @@ MIN_CONTRAST = 1.2  # grey levels of the structure, below which there is nothing
 GROUND, GROUND_LEVELS, SIGN_LEVELS = 0.35, 8, 64  # signs: that share of a place within so many levels, and others far beyond
 MIN_PLACES = 20
 MIN_OVERLAP = 0.4  # of the image of which less is seen
-# Measured on breast ultrasound (BUSI, BUS-BRA): copies of a frame reach 0.91 to 1 after crop, gain, marks and compression taken together;
-# successive frames of a slow sweep 0.85 to 0.95; its further frames and other moments in one place 0.6 to 0.8; other patients at most 0.45.
-SAME_FRAME = 0.89
+# Measured on breast ultrasound (BUSI, BUS-BRA): the copies of a frame in them reach 0.997, made ones (crop, scale, gain, marks and
+# compression together) 0.97; successive frames of a sweep 0.91 to 0.98, its further frames 0.54 to 0.86; other patients at most 0.46.
+SAME_FRAME = 0.93
 GUARD = 0.7  # of it, that the median must reach, so that what all images of a scanner share cannot decide
 PROMISING = 0.08  # median before the refinement; below it there is nothing to refine
 MIN_MATCHES = 5

@@ -91,8 +91,8 @@ def find(
     ----------
     digests : case -> `digest` of its image.
     prints : case -> its fingerprint; near duplicates are sought among the cases that have one.
-    similarity : the correlation that makes a near duplicate. The default takes copies and successive frames of a sweep, which show
-        the same speckle; 0.7 also takes frames a moment apart.
+    similarity : the correlation that makes a near duplicate. The default takes copies of a frame, and successive frames of a
+        sweep that hardly moved; 0.7 also takes frames a moment apart.
     progress : shown for proposing, then for confirming.
     """
     groups: dict[bytes, list[str]] = defaultdict(list)
