@@ -86,12 +86,13 @@ def test_a_file_of_one_size(weights: Weights, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("exported_once")
-@pytest.mark.parametrize("name", ["LOGITS", "PIXELS"])
+@pytest.mark.parametrize("limits", [{"LOGITS": -1.0, "ROUNDING": -1.0}, {"PIXELS": 1.1}], ids=["logits", "masks"])
 def test_a_file_that_disagrees_is_not_written(
-    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]
 ) -> None:
     (tmp_path / "x.onnx").write_bytes(b"earlier")
-    monkeypatch.setattr(parity, name, -1.0 if name == "LOGITS" else 1.1)
+    for name, limit in limits.items():
+        monkeypatch.setattr(parity, name, limit)
     with pytest.raises(InputError, match=r"PyTorch's .*nothing was written"):
         exporter.export(weights, tmp_path / "x.onnx")
     assert (tmp_path / "x.onnx").read_bytes() == b"earlier"

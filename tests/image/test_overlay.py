@@ -19,6 +19,14 @@ def test_outside_nothing_changes_inside_the_fill_is_the_mixture_asked_for() -> N
     assert np.abs(drawn[90:150, 110:210] - expected).max() <= 0.5
 
 
+def test_every_level_is_mixed_as_the_formula_says() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(3, axis=0).repeat(3, axis=1)
+    drawn = overlay(levels, np.ones(levels.shape, bool), opacity=0.37)
+    inside = np.s_[4:-4, 4:-4]  # the contour runs along the edge
+    expected = np.round((1 - 0.37) * levels[inside][..., None] + 0.37 * np.array(ORANGE))
+    np.testing.assert_array_equal(drawn[inside], expected)
+
+
 def test_the_contour_has_the_colour_of_its_class() -> None:
     both = np.zeros((2, 240, 320), bool)
     both[0, 20:60, 20:60] = both[1, 150:200, 200:300] = True

@@ -1,7 +1,9 @@
 """Measures of lesions, against analytic shapes and against SciPy's labelling and plain NumPy sums."""
 
 import math
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -125,6 +127,31 @@ def test_touching_at_a_corner_is_connected_and_holes_do_not_lengthen_the_border(
     ring[7:11, 7:11] = False
     assert only(ring).perimeter == only(solid).perimeter
     assert only(ring).area == only(solid).area - 16
+
+
+def test_where_a_region_lies_in_the_picture_changes_nothing_but_its_place() -> None:
+    random = np.random.default_rng(5)
+    blobs = random.random((40, 50)) > 0.8  # many regions, many of equal area
+    probability = random.random((40, 50), dtype=np.float32)
+    whole = measure(blobs, probability)
+    assert len({lesion.area for lesion in whole}) < len(whole) / 3
+    for top, left in ((20, 30), (60, 150), (0, 150), (60, 0)):
+        mask, larger = np.zeros((100, 200), bool), np.zeros((100, 200), np.float32)
+        mask[top : top + 40, left : left + 50], larger[top : top + 40, left : left + 50] = blobs, probability
+        for moved, lesion in zip(measure(mask, larger), whole, strict=True):
+            x, y, *size = lesion.box
+            assert moved.box == (x + left, y + top, *size)
+            assert moved.centroid == pytest.approx((lesion.centroid[0] + left, lesion.centroid[1] + top), rel=1e-12)
+            assert replace(moved, box=lesion.box, centroid=lesion.centroid) == lesion
+
+
+@pytest.mark.parametrize(("top", "left"), [(20, 30), (21, 30), (20, 31), (21, 31)])
+def test_regions_of_equal_area_come_in_the_order_in_which_the_whole_picture_is_labelled(top: int, left: int) -> None:
+    mask = np.zeros((100, 200), bool)
+    mask[top : top + 40, left : left + 50] = np.random.default_rng(5).random((40, 50)) > 0.8
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    expected = sorted(boxes[1:].tolist(), key=lambda box: -box[cv2.CC_STAT_AREA])
+    assert [[*lesion.box, lesion.area] for lesion in measure(mask, mask.astype(np.float32))] == expected
 
 
 def test_nothing_is_no_lesion_and_millimetres_need_a_spacing() -> None:

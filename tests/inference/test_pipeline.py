@@ -1,7 +1,9 @@
 """Decode, network and encode side by side: same order, same files, few images in memory, and errors where they belong."""
 
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,36 @@ def test_closing_early_finishes_what_has_begun_and_leaves_no_helper() -> None:
     assert sorted(started) == sorted(ended)
     assert len(ended) < 20
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmunext")]
+
+
+def cores_of_helpers(jobs: int) -> set[frozenset[int]]:
+    def where(item: int) -> frozenset[int]:
+        return frozenset(os.sched_getaffinity(0))  # of the calling thread
+
+    return {cores for _, cores in overlapped(range(20), where, lambda group: group, lambda item, prepared, raw: raw, jobs)}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not let a thread choose its cores")
+def test_helpers_leave_a_core_to_the_network_where_there_is_another() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) == 1:
+        pytest.skip("this machine has one core")
+    (cores,) = cores_of_helpers(3)
+    assert cores < allowed
+    assert len(cores) == len(allowed) - 1
+    assert os.sched_getaffinity(0) == allowed  # of the caller
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not let a thread choose its cores")
+def test_on_a_single_core_helpers_share_it() -> None:
+    single = {min(os.sched_getaffinity(0))}
+
+    def on_one_core() -> set[frozenset[int]]:
+        os.sched_setaffinity(0, single)
+        return cores_of_helpers(1)
+
+    with ThreadPoolExecutor(1) as pool:  # a thread of its own, which takes the restriction with it
+        assert pool.submit(on_one_core).result() == {frozenset(single)}
 
 
 @pytest.fixture
