@@ -31,6 +31,10 @@ def train(
         list[Path] | None,
         typer.Option(help="Weights (.safetensors) to learn from too, weighted by distill_weight of the recipe; may be repeated."),
     ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Weights (.safetensors) of the same network to start from (fine-tuning), or the name of bundled ones."),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Terms of the data, written into the weights.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")] = False,
 ) -> None:
@@ -46,6 +50,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from cmunext.errors import UsageError
+    from cmunext.inference.segmenter import weights_path
     from cmunext.training import recipe as recipes
     from cmunext.training.run import Reporter, Task
     from cmunext.training.run import train as run_training
@@ -58,9 +63,9 @@ def train(
     if not isinstance(arguments, dict):
         raise UsageError(f"--network-arguments is {network_arguments!r}; give a JSON object")
     run = out or Path("runs") / f"{network.replace(':', '.')}-{train.stem}-{chosen.name}-seed{chosen.seed}"
-    task = Task(
-        dataset, train, val, network, chosen, run, arguments, resume, device, devices, threads, licence, tuple(teachers or ())
-    )
+    taught_by = tuple(weights_path(teacher, ".safetensors") for teacher in teachers or ())
+    start = weights_path(start_from, ".safetensors") if start_from else None
+    task = Task(dataset, train, val, network, chosen, run, arguments, resume, device, devices, threads, licence, taught_by, start)
 
     for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce precision and processes; we say what matters

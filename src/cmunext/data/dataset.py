@@ -21,7 +21,7 @@ from cmunext.image.files import read_image, read_mask
 from cmunext.image.preprocess import Preprocessing
 from cmunext.storage import cache_folder, replacing
 
-CACHE_VERSION = 1  # goes up when the same files would give other arrays
+CACHE_VERSION = 2  # goes up when the same files would give other arrays
 FLIPS = ((False, False), (False, True), (True, False), (True, True))  # (upside down, left to right): the four variants of a mask
 
 
@@ -34,11 +34,14 @@ class Cases:
     names : N names.
     images : uint8 N x H x W x C, in the channel order of the preprocessing.
     masks : uint8 N x V x H x W x K of 0 and 1. V is 1, or 4 when the mask was sampled under each of `FLIPS` (see `load_cases`).
+    image_digests : for each image 16 hexadecimal digits (of SHA-256) of its pixels at native size, whatever its name: names repeat
+        between datasets, and may say who a patient is.
     """
 
     names: tuple[str, ...]
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
+    image_digests: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,18 +76,17 @@ def load_cases(
     ------
     InputError : when a file of a case is missing or cannot be read, or a mask has another size than its image.
     """
-    images, masks = [], []
+    found = []
     for name in names:
-        image, mask = _cached(layout, name, preprocessing, masks_under_flips)
-        images.append(image)
-        masks.append(mask)
+        found.append(_cached(layout, name, preprocessing, masks_under_flips))
         advance()
-    return Cases(tuple(names), np.stack(images), np.stack(masks))
+    images, masks, digests = zip(*found, strict=True)
+    return Cases(tuple(names), np.stack(images), np.stack(masks), digests)
 
 
 def _cached(
     layout: Layout, name: str, preprocessing: Preprocessing, under_flips: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
     files = [layout.image(name), *layout.masks(name)]
     stamps = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
     size = (preprocessing.height, preprocessing.width, preprocessing.channels)
@@ -92,19 +94,20 @@ def _cached(
     entry = cache_folder() / "cases" / key[:2] / f"{key[2:]}.npz"
     try:
         with np.load(entry, allow_pickle=False) as stored:
-            return stored["image"], stored["mask"]
+            return stored["image"], stored["mask"], str(stored["digest"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: made again
         pass
-    image, mask = _decode(files, preprocessing, under_flips)
+    image, mask, digest = _decode(files, preprocessing, under_flips)
     with replacing(entry) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, image=image, mask=mask)
-    return image, mask
+        np.savez(stream, image=image, mask=mask, digest=digest)
+    return image, mask, digest
 
 
 def _decode(
     files: Sequence[Path], preprocessing: Preprocessing, under_flips: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
     native = read_image(files[0])
+    digest = hashlib.sha256(native.tobytes()).hexdigest()[:16]
     masks = [read_mask(file) for file in files[1:]]
     for file, mask in zip(files[1:], masks, strict=True):
         if mask.shape != native.shape[:2]:
@@ -114,12 +117,12 @@ def _decode(
             )
     stacked = np.stack(masks, axis=-1).astype(np.uint8)  # K times H x W -> H x W x K
     if not under_flips:
-        return preprocessing.resize(native), resize_mask(stacked, preprocessing, cv2.INTER_NEAREST_EXACT)[None]
+        return preprocessing.resize(native), resize_mask(stacked, preprocessing, cv2.INTER_NEAREST_EXACT)[None], digest
     variants = [
         _flip(resize_mask(_flip(stacked, *flip), preprocessing, cv2.INTER_NEAREST), *flip)  # back, so all variants lie alike
         for flip in FLIPS
     ]
-    return preprocessing.resize(native), np.stack(variants)
+    return preprocessing.resize(native), np.stack(variants), digest
 
 
 def resize_mask(mask: NDArray[np.uint8], preprocessing: Preprocessing, interpolation: int) -> NDArray[np.uint8]:

@@ -1,50 +1,22 @@
 """Distillation: a network learns from the mean probability of teachers besides the truth (Hinton, Vinyals, Dean, "Distilling the
-Knowledge in a Neural Network", 2015, arXiv 1503.02531).
+Knowledge in a Neural Network", 2015, arXiv 1503.02531)."""
 
-A teacher must not have learnt from an image that the run validates on, or the run's scores would be too good. So weights carry
-a digest of every image that they learnt from, and teachers are held against it.
-"""
-
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
 from cmunext import weights
-from cmunext.data.dataset import Cases
 from cmunext.errors import UsageError
 from cmunext.training.batches import Normalise
+from cmunext.training.lineage import Ancestor, load_ancestor
 from cmunext.training.recipe import Recipe
 
-LEARNT_FROM = "learnt_from"  # entry of a weights file's `training`: `image_digests` of all that it and its teachers learnt from
 
-
-@dataclass(frozen=True)
-class Teacher:
-    """Weights to learn from: the file's name, its SHA-256, and what it holds."""
-
-    file: str
-    digest: str
-    weights: weights.Weights
-
-    @property
-    def learnt_from(self) -> frozenset[str] | None:
-        """`image_digests` of what the weights learnt from; None when their file does not say."""
-        said = self.weights.metadata.training.get(LEARNT_FROM)
-        return frozenset(said) if isinstance(said, list) else None
-
-    def describe(self) -> dict[str, Any]:
-        """What a run and its weights say about the teacher."""
-        return {"file": self.file, "sha256": self.digest, "network": self.weights.metadata.network}
-
-
-def load_teachers(files: Iterable[str | os.PathLike[str]], recipe: Recipe, classes: tuple[str, ...]) -> tuple[Teacher, ...]:
+def load_teachers(files: Iterable[str | os.PathLike[str]], recipe: Recipe, classes: tuple[str, ...]) -> tuple[Ancestor, ...]:
     """Read the teachers of a run, ordered by digest so that their mean does not depend on the order of `files`.
 
     Raises
@@ -55,9 +27,9 @@ def load_teachers(files: Iterable[str | os.PathLike[str]], recipe: Recipe, class
     """
     teachers = []
     for path in map(Path, files):
-        held = weights.load(path)
-        _require_match(path, held, recipe, classes)
-        teachers.append(Teacher(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), held))
+        teacher = load_ancestor(path)
+        _require_match(path, teacher.weights, recipe, classes)
+        teachers.append(teacher)
     teachers.sort(key=lambda teacher: teacher.digest)
     for one, next_one in zip(teachers, teachers[1:], strict=False):
         if one.digest == next_one.digest:
@@ -67,43 +39,6 @@ def load_teachers(files: Iterable[str | os.PathLike[str]], recipe: Recipe, class
     if not teachers and recipe.distill_weight != Recipe.distill_weight:
         raise UsageError(f"recipe distill_weight is {recipe.distill_weight}, but there is no teacher; add --teachers FILE")
     return tuple(teachers)
-
-
-def require_unseen(teachers: Iterable[Teacher], validation: Cases, channels: str) -> list[Teacher]:
-    """The teachers that do not say what they learnt from, and so cannot be checked.
-
-    Raises
-    ------
-    UsageError : a teacher says that it learnt from a validation image of the run.
-    """
-    digests = image_digests(validation, channels)
-    for teacher in teachers:
-        seen = [name for name, digest in zip(validation.names, digests, strict=True) if digest in (teacher.learnt_from or ())]
-        if seen:
-            raise UsageError(
-                f"the teacher {teacher.file} was trained on {len(seen)} of the {len(validation)} validation images of this run, "
-                f"{seen[0]!r} among them; give a teacher that was trained without them"
-            )
-    return [teacher for teacher in teachers if teacher.learnt_from is None]
-
-
-def learnt_from(train: Cases, channels: str, teachers: Iterable[Teacher]) -> list[str] | None:
-    """`image_digests` of the training images and those of the teachers, sorted; None when a teacher does not say its own."""
-    known = set(image_digests(train, channels))
-    for teacher in teachers:
-        if teacher.learnt_from is None:
-            return None
-        known |= teacher.learnt_from
-    return sorted(known)
-
-
-def image_digests(cases: Cases, channels: str) -> list[str]:
-    """16 hexadecimal digits (of SHA-256) for each image: of its pixels at the network's size, RGB or grey, whatever its name.
-
-    Not of names: those repeat between datasets, and may say who a patient is.
-    """
-    order = slice(None, None, -1 if channels == "bgr" else 1)
-    return [hashlib.sha256(image[..., order].tobytes()).hexdigest()[:16] for image in cases.images]
 
 
 class MeanProbability:
@@ -116,7 +51,7 @@ class MeanProbability:
     fabric : the run's, for device and precision.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], channels: str, fabric: Fabric):
+    def __init__(self, teachers: Sequence[Ancestor], channels: str, fabric: Fabric):
         self.fabric = fabric
         self.members = [
             (

@@ -22,9 +22,10 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import Metadata
 from cmunext.storage import write_json
-from cmunext.training import distill, host
+from cmunext.training import distill, host, lineage
 from cmunext.training.board import Board
 from cmunext.training.checkpoint import Progress
+from cmunext.training.lineage import Ancestor
 from cmunext.training.loop import Hooks, fit
 from cmunext.training.recipe import Recipe, from_dict
 from cmunext.training.stop import stop_requests
@@ -47,6 +48,7 @@ class Task:
         PyTorch's own choice (a resumed run takes those that it began with).
     licence : terms of the data, written into the weights.
     teachers : weights files whose mean probability is learnt from too (see `distill` and the recipe's `distill_weight`).
+    start : weights file of the same network to start from instead of random weights (fine-tuning); its input may be of another size.
     """
 
     dataset: Path
@@ -62,6 +64,7 @@ class Task:
     threads: int = 0
     licence: str = ""
     teachers: tuple[Path, ...] = ()
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,15 @@ def train(task: Task, reporter: Reporter) -> Progress:
     host.keep_freed_memory()
     class_names = ("lesion",) if layout.classes == 1 else tuple(f"class {number}" for number in range(layout.classes))
     teachers = distill.load_teachers(task.teachers, recipe, class_names)
-    _require_same_teachers(task, teachers, saved)
+    start = lineage.load_ancestor(task.start) if task.start else None
+    ancestors = (*teachers, *([start] if start else []))
+    descent = lineage.describe(teachers, recipe.distill_weight, start)
+    lineage.require_same(task.out, descent, saved)
 
     torch.manual_seed(recipe.seed)
     network = networks.create(task.network, **arguments)
+    if start and lineage.start_from(network, start, task.network, structure, recipe.preprocessing):
+        reporter.say(f"warning: {start.file} was trained with another normalisation of its images than this recipe's")
     fabric = _fabric(task, recipe)
     advance = reporter.loading(len(train_names) + len(validation_names))
     cases = [
@@ -112,17 +120,13 @@ def train(task: Task, reporter: Reporter) -> Progress:
     ]
     if layout.classes > 1 and recipe.preprocessing.activation == "softmax":
         _require_partition(cases)
-    unchecked = distill.require_unseen(teachers, cases[1], recipe.preprocessing.channels)
-    for teacher in unchecked if fabric.is_global_zero else ():
-        reporter.say(
-            f"warning: the teacher {teacher.file} does not say what it was trained on; if on validation images, scores mean little"
-        )
+    for ancestor in lineage.require_unseen(ancestors, cases[1]) if fabric.is_global_zero else ():
+        reporter.say(f"warning: {ancestor.file} does not say what it was trained on; if on validation images, scores mean little")
     if fabric.world_size > 1:
         network = _synchronised(network, fabric, reporter)
 
-    identity = _identity(task.network, arguments, recipe, cases, teachers)
-    distillation = _distillation(recipe, teachers)
-    provenance = _provenance(task, recipe, cases, teachers) | distillation
+    identity = _identity(task.network, arguments, recipe, cases, descent)
+    provenance = _provenance(task, recipe, cases, ancestors) | descent
     if fabric.is_global_zero:
         task.out.mkdir(parents=True, exist_ok=True)
         if not saved:
@@ -131,7 +135,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
                 {
                     **{"network": task.network, "arguments": arguments, "recipe": recipe.to_dict()},
                     **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
-                    **distillation,
+                    **descent,
                     **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},
                     "versions": {"cmunext": cmunext.__version__, "torch": torch.__version__, "python": platform.python_version()},
                 },
@@ -209,19 +213,6 @@ def _resolved(task: Task, classes: int, saved: dict[str, Any] | None) -> Recipe:
     return recipe
 
 
-def _require_same_teachers(task: Task, teachers: tuple[distill.Teacher, ...], saved: dict[str, Any] | None) -> None:
-    if saved is None:
-        return
-    began, given = saved.get("distillation", {}).get("teachers", []), [teacher.describe() for teacher in teachers]
-    if [one["sha256"] for one in began] != [one["sha256"] for one in given]:
-        before, now = (
-            ", ".join(f"{one['file']} ({one['sha256'][:8]})" for one in some) or "no teachers" for some in (began, given)
-        )
-        raise UsageError(
-            f"{task.out} was begun with {before} and is given {now}; go on with the same --teachers, or give another --out"
-        )
-
-
 def _precision(task: Task, saved: dict[str, Any] | None) -> str:
     if saved:
         return from_dict(saved["recipe"]).precision
@@ -293,24 +284,15 @@ def _require_partition(cases: list[Cases]) -> None:
                 )
 
 
-def _identity(
-    network: str, arguments: dict[str, Any], recipe: Recipe, cases: list[Cases], teachers: tuple[distill.Teacher, ...]
-) -> str:
+def _identity(network: str, arguments: dict[str, Any], recipe: Recipe, cases: list[Cases], descent: dict[str, Any]) -> str:
     told: list[Any] = [network, arguments, recipe.to_dict(), *(part.digest for part in cases)]
-    if teachers:
-        told += [recipe.distill_weight, [teacher.digest for teacher in teachers]]
+    if descent:
+        told.append(descent)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _distillation(recipe: Recipe, teachers: tuple[distill.Teacher, ...]) -> dict[str, Any]:
-    """The entry of recipe.json and of the weights that names the teachers; nothing without any."""
-    if not teachers:
-        return {}
-    return {"distillation": {"weight": recipe.distill_weight, "teachers": [teacher.describe() for teacher in teachers]}}
-
-
-def _provenance(task: Task, recipe: Recipe, cases: list[Cases], teachers: tuple[distill.Teacher, ...]) -> dict[str, Any]:
-    seen = distill.learnt_from(cases[0], recipe.preprocessing.channels, teachers)
+def _provenance(task: Task, recipe: Recipe, cases: list[Cases], ancestors: tuple[Ancestor, ...]) -> dict[str, Any]:
+    seen = lineage.learnt_from(cases[0], ancestors)
     return {
         "dataset": task.dataset.resolve().name,
         "train_list": task.train_list.name,
@@ -321,5 +303,5 @@ def _provenance(task: Task, recipe: Recipe, cases: list[Cases], teachers: tuple[
         "seed": recipe.seed,
         "recipe": recipe.to_dict(),
         "program": f"cmunext {cmunext.__version__}, torch {torch.__version__}",
-        **({} if seen is None else {distill.LEARNT_FROM: seen}),
+        **({} if seen is None else {lineage.LEARNT_FROM: seen}),
     }

@@ -1,0 +1,98 @@
+"""Fine-tuning: starting from weights, which weights are refused, and going on exactly."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.datasets import write_dataset
+from tests.tiny_training import one_layer
+
+from cmunext import weights
+from cmunext.errors import UsageError
+from cmunext.image.preprocess import Preprocessing
+from cmunext.metadata import Metadata
+from cmunext.training import lineage
+from cmunext.training.recipe import DEFAULT, with_settings
+from cmunext.training.run import Reporter, Task, train
+
+NETWORK = "tests.tiny_training:one_layer"
+RECIPE = with_settings(DEFAULT, ["epochs=2", "size=32", "batch_size=3", "ema_decay=0.0", "precision=32-true"])
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMUNEXT_NETWORKS", NETWORK)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def run(dataset: Path, out: Path, *settings: str, **changes) -> list[str]:
+    """Train here and give what was said."""
+    said: list[str] = []
+    task = Task(
+        dataset, Path("train.txt"), Path("val.txt"), NETWORK, with_settings(RECIPE, settings), out, {}, device="cpu", threads=1
+    )
+    reporter = Reporter(said.append, lambda _: lambda: None, lambda *_: None, lambda _: None)
+    train(replace(task, **changes), reporter)
+    return said
+
+
+def tensors(file: Path) -> dict[str, torch.Tensor]:
+    return weights.load(file).network.state_dict()
+
+
+def test_training_starts_from_the_weights_also_at_another_size(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path / "first", "size=16", "learning_rate=0.05")
+    begun = tmp_path / "first" / "last.safetensors"
+    said = run(dataset, tmp_path / "second", "learning_rate=1e-12", start=begun)
+    for name, tensor in tensors(tmp_path / "second" / "last.safetensors").items():
+        torch.testing.assert_close(tensor, tensors(begun)[name], atol=1e-7, rtol=0)
+    assert not said, "same split, same normalisation: nothing to warn of"
+    told = json.loads((tmp_path / "second" / "recipe.json").read_text())["start"]
+    assert told == {"file": "last.safetensors", "sha256": hashlib.sha256(begun.read_bytes()).hexdigest(), "network": NETWORK}
+    training = weights.load(tmp_path / "second" / "last.safetensors").metadata.training
+    assert training["start"] == told
+    assert len(training[lineage.LEARNT_FROM]) == 8, "the same images at two sizes are the same images"
+
+
+def test_weights_that_learnt_from_a_validation_image_are_refused_at_any_size(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path / "first", "size=16", train_list=Path("val.txt"), validation_list=Path("train.txt"))
+    with pytest.raises(UsageError, match=r"was trained on 4 of the 4 validation images of this run"):
+        run(dataset, tmp_path / "second", start=tmp_path / "first" / "last.safetensors")
+    assert not (tmp_path / "second").exists()
+
+
+def test_weights_of_another_network_are_refused_and_another_normalisation_is_said(dataset: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two.safetensors"
+    metadata = Metadata(NETWORK, {"in_channels": 3, "num_classes": 2}, Preprocessing(), ("a", "b"))
+    weights.save(two, one_layer(3, 2), metadata)
+    with pytest.raises(UsageError, match=r'"num_classes": 2.* and this run trains .*"num_classes": 1'):
+        run(dataset, tmp_path / "run", start=two)
+    assert not (tmp_path / "run").exists()
+    other = tmp_path / "other.safetensors"
+    metadata = Metadata(NETWORK, {"in_channels": 3, "num_classes": 1}, Preprocessing(mean=(0.0, 0.0, 0.0)), ("lesion",))
+    weights.save(other, one_layer(3, 1), metadata)
+    said = run(dataset, tmp_path / "run", start=other)
+    assert any("another normalisation" in sentence for sentence in said)
+    assert any("does not say what it was trained on" in sentence for sentence in said)
+
+
+def test_going_on_is_exact_and_needs_the_same_start(dataset: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run(dataset, tmp_path / f"start{seed}", f"seed={seed}")
+    starts = [tmp_path / f"start{seed}" / "last.safetensors" for seed in (1, 2)]
+    run(dataset, tmp_path / "run", start=starts[0])
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    run(dataset, tmp_path / "run", start=starts[0], resume=True)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    with pytest.raises(UsageError, match=r"begun with --start-from last\.safetensors \(\w{8}\) and is given last\.safetensors"):
+        run(dataset, tmp_path / "run", start=starts[1], resume=True)
+    with pytest.raises(UsageError, match="is given none"):
+        run(dataset, tmp_path / "run", resume=True)
