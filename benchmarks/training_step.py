@@ -15,6 +15,8 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
+import numpy as np
+
 BATCH, SIDE, ROUNDS, STEPS = 8, 256, 5, 3
 
 
@@ -45,33 +47,27 @@ def ours(name: str, threads: int):
     from lightning.fabric import Fabric
 
     from cmunext import losses, networks
-    from cmunext.training import host, loop
-    from cmunext.training.batches import Normalise
+    from cmunext.training import host
+    from cmunext.training.batches import Normalise, Share
     from cmunext.training.recipe import DEFAULT
+    from cmunext.training.step import EagerStep, average_of, lay_out, optimizer_of
 
     torch.set_num_threads(threads)
     host.keep_freed_memory()
     torch.manual_seed(0)
-    bare = networks.create(name).train()
-    average = loop._average_of(bare, DEFAULT)
-    optimizer = loop._optimizer(bare, DEFAULT)
-    bare.to(memory_format=torch.channels_last)
-    host.speed_up_narrow_norms(bare)
+    network = networks.create(name).train()
+    average, optimizer = average_of(network, DEFAULT.ema_decay), optimizer_of(network, DEFAULT, recorded=False)
+    for module in (network, average.module):
+        lay_out(module, torch.channels_last)
+    host.speed_up_narrow_norms(network)
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if host.has_bfloat16() else "32-true")
-    network, optimizer = fabric.setup_module(bare), fabric.setup_optimizers(optimizer)
-    loss_of, normalise = losses.BCEDiceLoss(), Normalise(DEFAULT.preprocessing, fabric.device)
+    wrapped, stepping = fabric.setup_module(network), fabric.setup_optimizers(optimizer)
+    normalise = Normalise(DEFAULT.preprocessing, fabric.device)
+    step = EagerStep(fabric, wrapped, stepping, network, average, losses.BCEDiceLoss(), normalise)
     images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    masks = (torch.rand(BATCH, 1, SIDE, SIDE) > 0.7).float()
-
-    def step() -> None:
-        loss = loss_of(network(normalise(images)), masks)
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        loss.item()
-        optimizer.step()
-        average.update_parameters(bare)
-
-    return step
+    masks = (torch.rand(BATCH, 1, SIDE, SIDE) > 0.7).to(torch.uint8)
+    whole = Share(np.arange(BATCH), BATCH, 1.0)
+    return lambda: step(images, (masks,), whole, DEFAULT.learning_rate)
 
 
 def serve(pipe: Connection, make: str, name: str, threads: int) -> None:

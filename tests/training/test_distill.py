@@ -22,7 +22,7 @@ from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import Metadata
 from cmunext.training import distill, lineage
-from cmunext.training.batches import Normalise, validation_batch
+from cmunext.training.batches import HostBatches, Normalise
 from cmunext.training.recipe import DEFAULT, with_settings
 from cmunext.training.run import Reporter, Task, train
 
@@ -75,7 +75,7 @@ def probabilities(file: Path, dataset: Path) -> torch.Tensor:
     held = weights.load(file)
     layout = Layout.open(dataset)
     cases = load_cases(layout, layout.read_list(Path("val.txt")), held.preprocessing)
-    images, _ = validation_batch(cases, np.arange(len(cases)))
+    images, _ = HostBatches(cases).validation(np.arange(len(cases)))
     with torch.no_grad():
         return torch.sigmoid(held.network(Normalise(held.preprocessing, torch.device("cpu"))(images)))
 

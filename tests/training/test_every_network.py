@@ -11,7 +11,7 @@ from cmunext import losses, networks
 from cmunext.cli.main import main
 from cmunext.data.dataset import Cases, load_cases
 from cmunext.data.layout import Layout
-from cmunext.training.batches import Normalise, validation_batch
+from cmunext.training.batches import HostBatches, Normalise
 from cmunext.training.recipe import DEFAULT, with_settings
 
 CASES, BATCH = 24, 4
@@ -41,7 +41,7 @@ def loss_on(network: torch.nn.Module, cases: Cases) -> float:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         values = [
             float(loss_of(network.train()(normalise(images)).float(), masks.float()))
-            for images, masks in (validation_batch(cases, np.arange(i, i + BATCH)) for i in range(0, len(cases), BATCH))
+            for images, masks in (HostBatches(cases).validation(np.arange(i, i + BATCH)) for i in range(0, len(cases), BATCH))
         ]
     for name, buffer in network.named_buffers():
         buffer.copy_(statistics[name])

@@ -220,7 +220,7 @@ class _Clock:
         self.before: tuple[int, float] | None = None  # epoch of the step before, and when it ended
         self.seconds: list[float] = []
 
-    def step(self, epoch: int, done: int, batches: int, loss: float) -> None:
+    def step(self, epoch: int, done: int, batches: int, loss: float | None) -> None:
         now = time.perf_counter()
         if self.before and self.before[0] == epoch:
             self.seconds.append(now - self.before[1])

@@ -82,8 +82,8 @@ def train(
             bar = bars.add_task("reading images", total=cases, note="")
             return lambda: bars.advance(bar)
 
-        def step(epoch: int, done: int, batches: int, loss: float) -> None:
-            note = f"epoch {epoch + 1}/{chosen.epochs} loss {loss:.3f}"
+        def step(epoch: int, done: int, batches: int, loss: float | None) -> None:
+            note = f"epoch {epoch + 1}/{chosen.epochs}" + ("" if loss is None else f" loss {loss:.3f}")
             bars.update(total, total=chosen.epochs * batches, completed=epoch * batches + done, note=note)
 
         def epoch(row: dict[str, Any]) -> None:

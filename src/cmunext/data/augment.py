@@ -1,6 +1,7 @@
 """Random changes of image and mask, on uint8 arrays at the network's size, by the generator that is given and nothing else."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -57,42 +58,95 @@ class Augmentation:
                 )
 
 
+@dataclass(frozen=True)
+class Change:
+    """What happens to one training image, drawn but not yet applied; None leaves out what does not happen.
+
+    Attributes
+    ----------
+    upside_down, left_to_right, transposed : flips, and then a transposition or not: an element of the square's symmetries.
+    matrix : then a warp: float64 2 x 3, from pixel (x, y) of the image before to that of the image after; beyond the edge is black.
+    levels : then a look-up of grey levels: uint8 of 256.
+    noise : then Gaussian noise of this standard deviation in grey levels, alike in every channel; 0 for none.
+    """
+
+    upside_down: bool
+    left_to_right: bool
+    transposed: bool
+    matrix: NDArray[np.float64] | None = None
+    levels: NDArray[np.uint8] | None = None
+    noise: float = 0.0
+
+
+def draw(augmentation: Augmentation, size: tuple[int, int], generator: np.random.Generator) -> Change:
+    """A random change for an image of height and width `size`."""
+    transposed, upside_down, left_to_right = _rotation_and_flip(augmentation, generator)
+    matrix, levels, noise = None, None, 0.0
+    if augmentation.affine and generator.random() < augmentation.affine:
+        matrix = _warp(augmentation, size, generator)
+    if augmentation.intensity and generator.random() < augmentation.intensity:
+        levels = _levels(augmentation, generator)
+        noise = 255 * augmentation.noise * generator.random() if augmentation.noise else 0.0
+    return Change(upside_down, left_to_right, transposed, matrix, levels, noise)
+
+
 def augment(
     image: NDArray[np.uint8], masks: NDArray[np.uint8], augmentation: Augmentation, generator: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> View:
     """One training view: image H x W x C and mask variants V x H x W x K (see `dataset.Cases`) -> H x W x C and H x W x K."""
-    transposed, upside_down, left_to_right = _rotation_and_flip(augmentation, generator)
-    mask = masks[(2 * upside_down + left_to_right) % len(masks)]  # the variant that was sampled under this flip
-    image, mask = (array[:: -1 if upside_down else 1, :: -1 if left_to_right else 1] for array in (image, mask))
-    if transposed:
+    height, width = image.shape[:2]
+    change = draw(augmentation, (height, width), generator)
+    mask = masks[mask_variant(change, len(masks))]
+    rows, columns = slice(None, None, -1 if change.upside_down else 1), slice(None, None, -1 if change.left_to_right else 1)
+    image, mask = image[rows, columns], mask[rows, columns]
+    if change.transposed:
         image, mask = image.transpose(1, 0, 2), mask.transpose(1, 0, 2)
     image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
-    if augmentation.affine and generator.random() < augmentation.affine:
-        image, mask = _warp(image, mask, augmentation, generator)
-    if augmentation.intensity and generator.random() < augmentation.intensity:
-        image = _change_intensity(image, augmentation, generator)
+    if change.matrix is not None:
+        warp = partial(cv2.warpAffine, M=change.matrix, dsize=(width, height), borderMode=cv2.BORDER_CONSTANT)
+        image = warp(image, flags=cv2.INTER_LINEAR).reshape(image.shape)
+        mask = warp(mask, flags=cv2.INTER_NEAREST).reshape(mask.shape)
+    if change.levels is not None:
+        image = change.levels[image]
+    if change.noise:
+        noise = change.noise * generator.standard_normal((height, width, 1), np.float32)
+        image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
     return image, mask
+
+
+def mask_variant(change: Change, variants: int) -> int:
+    """Which of a case's mask variants was sampled under the flips of a change."""
+    return (2 * change.upside_down + change.left_to_right) % variants
 
 
 def cutmix(view: View, other: View, generator: np.random.Generator) -> View:
     """A view with a rectangle of another, image and mask alike (Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899).
 
-    As there: the rectangle has the image's proportions and a share of its area that is uniform in 0..1, its centre is uniform
-    over the image, and what lies beyond the edge is cut off. A mask is pasted like the image, so no label has to be mixed.
+    A mask is pasted like the image, so no label has to be mixed.
 
     Parameters
     ----------
     view, other : image H x W x C and mask H x W x K of one size, as `augment` gives; neither is changed.
     """
-    height, width = view[0].shape[:2]
-    side = np.sqrt(generator.random())  # as a fraction of the image's
-    spans = []
-    for length in (height, width):
-        centre, half = generator.random() * length, side * length / 2
-        spans.append(slice(max(round(centre - half), 0), round(centre + half)))
-    (image, mask), rectangle = (array.copy() for array in view), tuple(spans)
+    top, bottom, left, right = cutmix_rectangle(view[0].shape[:2], generator)
+    (image, mask), rectangle = (array.copy() for array in view), (slice(top, bottom), slice(left, right))
     image[rectangle], mask[rectangle] = other[0][rectangle], other[1][rectangle]
     return image, mask
+
+
+def cutmix_rectangle(size: tuple[int, ...], generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """The rectangle (top, bottom, left, right) that CutMix pastes into an image of height and width `size`.
+
+    As in the paper: it has the image's proportions and a share of its area that is uniform in 0..1, its centre is uniform over the
+    image, and what lies beyond the edge is cut off.
+    """
+    side = np.sqrt(generator.random())  # as a fraction of the image's
+    edges = []
+    for length in size:
+        centre, half = generator.random() * length, side * length / 2
+        edges += [max(round(centre - half), 0), min(round(centre + half), length)]
+    top, bottom, left, right = edges
+    return top, bottom, left, right
 
 
 def _rotation_and_flip(augmentation: Augmentation, generator: np.random.Generator) -> tuple[bool, bool, bool]:
@@ -110,29 +164,19 @@ def _rotation_and_flip(augmentation: Augmentation, generator: np.random.Generato
     return transposed, upside_down, left_to_right
 
 
-def _warp(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], augmentation: Augmentation, generator: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    height, width = image.shape[:2]
+def _warp(augmentation: Augmentation, size: tuple[int, int], generator: np.random.Generator) -> NDArray[np.float64]:
+    height, width = size
     angle = generator.uniform(-augmentation.rotation, augmentation.rotation)
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, _factor(augmentation.scale, generator))
     matrix[:, 2] += generator.uniform(-augmentation.shift, augmentation.shift, 2) * (width, height)
-    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    warped_mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
-    return warped.reshape(image.shape), warped_mask.reshape(mask.shape)
+    return matrix
 
 
-def _change_intensity(image: NDArray[np.uint8], augmentation: Augmentation, generator: np.random.Generator) -> NDArray[np.uint8]:
+def _levels(augmentation: Augmentation, generator: np.random.Generator) -> NDArray[np.uint8]:
     levels = (np.arange(256) / 255) ** _factor(augmentation.gamma, generator)
     levels = (levels - 0.5) * _factor(augmentation.contrast, generator) + 0.5
     levels = levels + generator.uniform(-augmentation.brightness, augmentation.brightness)
-    table = np.clip(np.rint(255 * levels), 0, 255).astype(np.uint8)
-    changed = table[image]
-    if augmentation.noise:
-        deviation = 255 * augmentation.noise * generator.random()
-        noise = deviation * generator.standard_normal((*image.shape[:2], 1), np.float32)  # grey: alike in every channel
-        changed = np.clip(np.rint(changed + noise), 0, 255).astype(np.uint8)
-    return changed
+    return np.clip(np.rint(255 * levels), 0, 255).astype(np.uint8)
 
 
 def _factor(largest: float, generator: np.random.Generator) -> float:

@@ -1,5 +1,7 @@
 """Which cases make a batch, and how they look: pure functions of seed, epoch and case, so a resumed or divided run sees the same."""
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,31 +45,65 @@ def share(batch: np.ndarray, rank: int, processes: int) -> Share:
     return Share(mine if len(mine) else batch[:1], len(mine), weight)
 
 
+Batch = tuple[
+    Share, tuple[Tensor, Tensor]
+]  # and the share's images uint8 N x C x H x W (channels_last) and masks uint8 N x K x H x W
+
+
+class HostBatches:
+    """Batches of a list in host memory, each made in the background while the one before is computed."""
+
+    def __init__(self, cases: Cases):
+        self.cases = cases
+
+    def training(self, shares: Sequence[Share], recipe: Recipe, epoch: int) -> Iterator[Batch]:
+        """The shares in order, augmented as in that epoch."""
+        with ThreadPoolExecutor(1) as background:
+            waiting = None
+            for part in shares:
+                made, waiting = waiting, (part, background.submit(training_batch, self.cases, part.indices, recipe, epoch))
+                if made:
+                    yield made[0], made[1].result()
+            if waiting:
+                yield waiting[0], waiting[1].result()
+
+    def validation(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images and masks as they are."""
+        return _to_tensor(self.cases.images[indices]), _to_tensor(self.cases.masks[indices, 0])
+
+
 def training_batch(cases: Cases, indices: np.ndarray, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
     """Augmented images uint8 N x C x H x W (channels_last) and masks uint8 N x K x H x W."""
     images, masks = zip(*(_training_view(cases, int(index), recipe, epoch) for index in indices), strict=True)
     return _to_tensor(np.stack(images)), _to_tensor(np.stack(masks))
 
 
+def view_generator(recipe: Recipe, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of a case's own augmentation in an epoch, whatever batch or process it is in."""
+    return np.random.default_rng([recipe.seed, epoch, index])
+
+
+def cutmix_partner(recipe: Recipe, epoch: int, index: int, cases: int) -> tuple[int, np.random.Generator] | None:
+    """Which other case a case gets a rectangle of in an epoch, and the random numbers of the rectangle; None for no CutMix."""
+    if not recipe.augmentation.cutmix or cases < 2:
+        return None
+    generator = np.random.default_rng([recipe.seed, epoch, index, CUTMIX])
+    if generator.random() >= recipe.augmentation.cutmix:
+        return None
+    return (index + 1 + int(generator.integers(cases - 1))) % cases, generator  # any but itself, each as likely
+
+
 def _training_view(cases: Cases, index: int, recipe: Recipe, epoch: int) -> View:
-    """How a case looks in an epoch, whatever batch or process it is in: with CutMix, some of another case as that one looks."""
+    """How a case looks in an epoch: with CutMix, some of another case as that one looks without."""
     view = _augmented(cases, index, recipe, epoch)
-    if recipe.augmentation.cutmix and len(cases) > 1:
-        generator = np.random.default_rng([recipe.seed, epoch, index, CUTMIX])
-        if generator.random() < recipe.augmentation.cutmix:
-            other = (index + 1 + int(generator.integers(len(cases) - 1))) % len(cases)  # any but itself, each as likely
-            return cutmix(view, _augmented(cases, other, recipe, epoch), generator)
+    if mixed := cutmix_partner(recipe, epoch, index, len(cases)):
+        other, generator = mixed
+        return cutmix(view, _augmented(cases, other, recipe, epoch), generator)
     return view
 
 
 def _augmented(cases: Cases, index: int, recipe: Recipe, epoch: int) -> View:
-    generator = np.random.default_rng([recipe.seed, epoch, index])
-    return augment(cases.images[index], cases.masks[index], recipe.augmentation, generator)
-
-
-def validation_batch(cases: Cases, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Images uint8 N x C x H x W (channels_last) and masks uint8 N x K x H x W, as they are."""
-    return _to_tensor(cases.images[indices]), _to_tensor(cases.masks[indices, 0])
+    return augment(cases.images[index], cases.masks[index], recipe.augmentation, view_generator(recipe, epoch, index))
 
 
 class Normalise:

@@ -5,12 +5,10 @@ State lives in the checkpoint and randomness is a function of (seed, epoch, case
 """
 
 import math
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +21,16 @@ from cmunext.data.dataset import Cases
 from cmunext.errors import InputError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metrics import Counts, summarise
-from cmunext.training import checkpoint, host
-from cmunext.training.batches import Normalise, Share, epoch_batches, share, training_batch, validation_batch
+from cmunext.training import checkpoint, device_batches, host
+from cmunext.training import step as steps
+from cmunext.training.batches import HostBatches, Normalise, epoch_batches, share
 from cmunext.training.checkpoint import Progress
+from cmunext.training.device_batches import DeviceBatches
 from cmunext.training.recipe import Recipe
 from cmunext.training.schedule import learning_rate
+from cmunext.training.step import EagerStep, Loss, RecordedStep, average_of, lay_out, load_optimizer, optimizer_of
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
+SECONDS_BETWEEN_SAVES = 10  # at least, where data lie on the device and an epoch takes less than that
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,16 @@ class Hooks:
 
     Attributes
     ----------
-    step : told (epoch from 0, batches done, batches in the epoch, loss) after each step.
+    step : told (epoch from 0, batches done, batches in the epoch, loss) after each step; None for a loss that is still being computed.
     epoch : told the history row after each epoch.
     stop : asked after each step; True makes the loop save and return.
+    say : told a sentence.
     keep_best, keep_last : given the network to write as best (with its history row), and raw network and average at the end.
     """
 
-    step: Callable[[int, int, int, float], None]
+    step: Callable[[int, int, int, float | None], None]
     epoch: Callable[[dict], None]
+    say: Callable[[str], None]
     stop: Callable[[], bool]
     keep_best: Callable[[nn.Module, dict], None]
     keep_last: Callable[[nn.Module, nn.Module | None, dict], None]
@@ -78,75 +81,65 @@ def fit(
     InputError : the loss is not finite (the step and its cases are named), or the checkpoint belongs to another run.
     """
     progress, states = checkpoint.load(run, identity) or (Progress(), {})
-    network.to(fabric.device)  # before the optimiser, whose state follows its parameters
-    average = _average_of(network, recipe)
-    optimizer = _optimizer(network, recipe)
-    for name, part in (("network", network), ("average", average), ("optimizer", optimizer)):
-        if name in states and part is not None:
-            part.load_state_dict(states[name])
+    device = fabric.device
+    resident = fabric.world_size == 1 and device_batches.fits([train, validation], device)
+    network.to(device)  # before the optimiser, whose state follows its parameters
+    average = average_of(network, recipe.ema_decay)
+    optimizer = optimizer_of(network, recipe, resident)
+    if states:
+        network.load_state_dict(states["network"])
+        load_optimizer(optimizer, states["optimizer"])
+    if states and average is not None:
+        average.load_state_dict(states["average"])
 
-    _lay_out_channels_last(network)
-    if fabric.device.type == "cpu":
-        host.speed_up_narrow_norms(network)
-    bare, network = network, fabric.setup_module(network)
-    stepping: Any = fabric.setup_optimizers(optimizer)
-    if average is not None:
-        _lay_out_channels_last(average.module)
-    measured = average.module if average is not None else bare
+    source, validated = (DeviceBatches(cases, device) if resident else HostBatches(cases) for cases in (train, validation))
+    loss_of = losses.DistillationLoss(recipe.distill_weight) if teacher else _loss_of(recipe, train)
+    step = _step(fabric, network, optimizer, average, recipe, loss_of, train, teacher, resident, hooks.say)
+    measured = average.module if average is not None else network
+    batches_per_epoch = math.ceil(len(train) / recipe.batch_size)
+    total_steps = recipe.epochs * batches_per_epoch
+    saved = -math.inf
 
     def save() -> None:
         if fabric.is_global_zero:
-            states = {"network": bare.state_dict(), "optimizer": optimizer.state_dict()}
+            states = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             checkpoint.save(run, progress, states | ({"average": average.state_dict()} if average else {}), identity)
         fabric.barrier()
-
-    loss_of = losses.DistillationLoss(recipe.distill_weight) if teacher else _loss_of(recipe, train)
-    normalise = Normalise(recipe.preprocessing, fabric.device)
-    batches_per_epoch = math.ceil(len(train) / recipe.batch_size)
-    total_steps = recipe.epochs * batches_per_epoch
 
     while progress.epoch < recipe.epochs:
         network.train()
         if recipe.freeze_batch_statistics:
             _freeze_batch_statistics(network)
         batches = epoch_batches(len(train), recipe, progress.epoch)
-        shares = [share(batch, fabric.global_rank, fabric.world_size) for batch in batches]
-        for part, (images, masks) in _prepared(train, shares, progress.batch, recipe, progress.epoch):
-            step = progress.epoch * batches_per_epoch + progress.batch
-            rate = learning_rate(recipe, step, total_steps)
-            for group in stepping.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(recipe.seed + 1_000_003 * (step + 1) + fabric.global_rank)  # dropout and stochastic depth
-
-            images, masks = images.to(fabric.device, non_blocking=True), masks.to(fabric.device)
+        shares = [share(batch, fabric.global_rank, fabric.world_size) for batch in batches[progress.batch :]]
+        running: list[float | Tensor] = [*progress.losses]  # of the epoch; tensors are still being computed
+        for part, (images, masks) in source.training(shares, recipe, progress.epoch):
+            number = progress.epoch * batches_per_epoch + progress.batch
+            rate = learning_rate(recipe, number, total_steps)
+            torch.manual_seed(recipe.seed + 1_000_003 * (number + 1) + fabric.global_rank)  # dropout and stochastic depth
+            images, masks = images.to(device, non_blocking=True), masks.to(device)
             targets = (masks, teacher(images)) if teacher else (masks,)
-            logits = network(normalise(images))
-            loss = _mean_loss(loss_of, logits, targets, part)
-            stepping.zero_grad()
-            fabric.backward(loss)
-            mean_loss = float(_reduced(fabric, loss.detach(), "mean"))
-            if not math.isfinite(mean_loss):
-                names = ", ".join(train.names[index] for index in batches[progress.batch])
-                raise InputError(
-                    f"the loss is {mean_loss} at step {step} (epoch {progress.epoch + 1}, batch {progress.batch + 1}), cases: {names}; "
-                    "look at these images, or lower the learning rate; the weights of the epoch before are kept"
-                )
-            stepping.step()
-            if average is not None:
-                average.update_parameters(bare)
-
+            loss = step(images, targets, part, rate)
+            running.append(loss)
+            known = loss if isinstance(loss, float) else None
+            if known is not None and not math.isfinite(known):
+                raise _not_finite(running, progress.epoch, batches, train)
             progress.batch += 1
-            progress.losses.append(mean_loss)
-            hooks.step(progress.epoch, progress.batch, batches_per_epoch, mean_loss)
+            hooks.step(progress.epoch, progress.batch, batches_per_epoch, known)
             if progress.batch < batches_per_epoch and _anyone(fabric, hooks.stop()):
-                save()
-                return progress
+                break
 
+        progress.losses = [float(loss) for loss in running]  # waits for the device
+        if not all(map(math.isfinite, progress.losses)):
+            raise _not_finite(running, progress.epoch, batches, train)
+        if progress.batch < batches_per_epoch:
+            save()
+            return progress
         mean = math.fsum(progress.losses) / len(progress.losses)
         row: dict[str, float | int | None] = {"epoch": progress.epoch + 1, "learning_rate": rate, "loss": mean}
         last = progress.epoch + 1 == recipe.epochs
         due = last or (progress.epoch + 1) % recipe.validate_every == 0
-        scores = validate(fabric, measured, recipe, validation) if due else None
+        scores = validate(fabric, measured, recipe, validation, validated) if due else None
         row |= scores or dict.fromkeys(("val_loss", "val_iou", "val_dice"))
         progress.history.append(row)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
@@ -154,21 +147,70 @@ def fit(
             progress.best_iou, progress.best_epoch = scores["val_iou"], progress.epoch
             if fabric.is_global_zero:
                 hooks.keep_best(measured, row)
-        if fabric.is_global_zero:
-            checkpoint.write_history(run, progress.history)
         hooks.epoch(row)
-        save()
-        if not last and _anyone(fabric, hooks.stop()):
+        stop = not last and _anyone(fabric, hooks.stop())
+        if last or stop or not resident or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+            if fabric.is_global_zero:
+                checkpoint.write_history(run, progress.history)
+            save()
+            saved = time.monotonic()
+        if stop:
             return progress
 
     if fabric.is_global_zero:
         checkpoint.write_history(run, progress.history)
-        hooks.keep_last(bare, average.module if average else None, progress.history[-1])
+        hooks.keep_last(network, average.module if average else None, progress.history[-1])
     return progress
 
 
+def _step(
+    fabric: Fabric,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    recipe: Recipe,
+    loss_of: Loss,
+    train: Cases,
+    teacher: Callable[[Tensor], Tensor] | None,
+    resident: bool,
+    say: Callable[[str], None],
+) -> EagerStep | RecordedStep:
+    """The step for this device, with the network laid out for it; recorded where the data lie on the device."""
+    normalise = Normalise(recipe.preprocessing, fabric.device)
+
+    def lay_all_out(layout: torch.memory_format) -> None:
+        lay_out(network, layout, optimizer)
+        if average is not None:
+            lay_out(average.module, layout)
+
+    if resident:
+        torch.backends.cudnn.benchmark = True
+        example = _example(train, recipe, fabric.device, with_teacher=teacher is not None)
+        try:
+            layout = steps.fastest_layout(fabric, network, loss_of, normalise, example, steps.record_on_gpu)
+            lay_all_out(layout)
+            recorded = RecordedStep(
+                fabric, network, optimizer, average, recipe.ema_decay, loss_of, normalise, layout, steps.record_on_gpu
+            )
+            recorded.prepare(example[0], example[1:])
+            return recorded
+        except RuntimeError as error:  # the network waits for the device, or memory is short
+            say(
+                f"the training step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}); it runs step by step, slower"
+            )
+            for parameter in network.parameters():
+                parameter.grad = None
+    lay_all_out(torch.channels_last)
+    if fabric.device.type == "cpu":
+        host.speed_up_narrow_norms(network)
+    wrapped, stepping = fabric.setup_module(network), fabric.setup_optimizers(optimizer)
+    return EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise)
+
+
 @torch.no_grad()
-def validate(fabric: Fabric, network: nn.Module, recipe: Recipe, cases: Cases) -> dict[str, float]:
+def validate(
+    fabric: Fabric, network: nn.Module, recipe: Recipe, cases: Cases, batches: HostBatches | DeviceBatches
+) -> dict[str, float]:
     """Loss, IoU and Dice on a list at the network's size: means over images of per-image (and per-class) values."""
     network.eval()
     _share_buffers(fabric, network)
@@ -176,13 +218,13 @@ def validate(fabric: Fabric, network: nn.Module, recipe: Recipe, cases: Cases) -
     totals = torch.zeros(len(cases), cases.masks.shape[-1], 4, dtype=torch.float64, device=fabric.device)  # loss, tp, fp, fn
     chunks = [np.arange(start, min(start + recipe.batch_size, len(cases))) for start in range(0, len(cases), recipe.batch_size)]
     for indices in chunks[fabric.global_rank :: fabric.world_size]:
-        images, masks = validation_batch(cases, indices)
+        images, masks = batches.validation(indices)
         with fabric.autocast():
             logits = network(normalise(images))
         logits, truth = logits.float(), masks.to(fabric.device).bool()
         predicted = _binarised(logits, recipe.preprocessing)
         rows = torch.from_numpy(indices).to(fabric.device)
-        totals[rows, :, 0] = float(loss_of(logits, truth.float()))
+        totals[rows, :, 0] = loss_of(logits, truth.float()).double()
         for column, pixels in enumerate((predicted & truth, predicted & ~truth, ~predicted & truth), start=1):
             totals[rows, :, column] = pixels.sum((2, 3)).double()
     loss, tp, fp, fn = _reduced(fabric, totals, "sum").cpu().numpy().transpose(2, 0, 1)
@@ -203,54 +245,21 @@ def _loss_of(recipe: Recipe, cases: Cases) -> nn.Module:
     return losses.BCEDiceLoss() if recipe.loss == "bce-dice" else losses.BoundaryDoULoss(cases.masks.shape[-1])
 
 
-def _mean_loss(loss_of: nn.Module, logits: Tensor, targets: tuple[Tensor, ...], part: Share) -> Tensor:
-    """This process's loss, weighted so that the mean over processes is the batch's."""
-    if not part.count:
-        return logits.sum() * 0.0  # takes part in the exchange of gradients and adds nothing to them
-    return loss_of(logits[: part.count], *(target[: part.count].float() for target in targets)) * part.weight
+def _example(cases: Cases, recipe: Recipe, device: torch.device, with_teacher: bool) -> tuple[Tensor, ...]:
+    """A batch of the recipe's size: images and masks, and masks again in the place of a teacher's probability."""
+    chosen = np.resize(np.arange(len(cases)), recipe.batch_size if len(cases) >= recipe.batch_size else len(cases))
+    images, masks = (tensor.to(device) for tensor in HostBatches(cases).validation(chosen))
+    return images, masks, *([masks.float()] if with_teacher else [])
 
 
-def _prepared(cases: Cases, shares: list[Share], first: int, recipe: Recipe, epoch: int):
-    """The remaining batches of an epoch, each made in the background while the one before is computed."""
-    with ThreadPoolExecutor(1) as background:
-        waiting = None
-        for part in shares[first:]:
-            made, waiting = waiting, (part, background.submit(training_batch, cases, part.indices, recipe, epoch))
-            if made:
-                yield made[0], made[1].result()
-        if waiting:
-            yield waiting[0], waiting[1].result()
-
-
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-        )
-    return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True)
-
-
-def _average_of(network: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """The exponential moving average of parameters and batch statistics, ramping up so that short trainings have one too."""
-    if not recipe.ema_decay:
-        return None
-
-    def blend(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
-        decay = min(recipe.ema_decay, (1 + int(updates)) / (10 + int(updates)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # counters of batches
-            torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(deepcopy(network), multi_avg_fn=blend, use_buffers=True)
-
-
-def _lay_out_channels_last(network: nn.Module) -> None:
-    """Lay the 4-D tensors of a network out as channels_last, in place."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+def _not_finite(losses: list[float | Tensor], epoch: int, batches: list[np.ndarray], train: Cases) -> InputError:
+    """What is wrong with an epoch in which a loss is not finite."""
+    batch, loss = next((number, float(loss)) for number, loss in enumerate(losses) if not math.isfinite(float(loss)))
+    names = ", ".join(train.names[index] for index in batches[batch])
+    return InputError(
+        f"the loss is {loss} at step {epoch * len(batches) + batch} (epoch {epoch + 1}, batch {batch + 1}), cases: {names}; "
+        "look at these images, or lower the learning rate; the weights of the epoch before are kept"
+    )
 
 
 def _freeze_batch_statistics(network: nn.Module) -> None:
@@ -268,6 +277,8 @@ def _share_buffers(fabric: Fabric, network: nn.Module) -> None:
 
 def _anyone(fabric: Fabric, stop: bool) -> bool:
     """True when any process wants to stop."""
+    if fabric.world_size == 1:
+        return stop  # without asking the device, which is at work
     return bool(_reduced(fabric, torch.tensor(float(stop), device=fabric.device), "sum") > 0)
 
 

@@ -74,7 +74,7 @@ class Reporter:
 
     say: Callable[[str], None]
     loading: Callable[[int], Callable[[], None]]
-    step: Callable[[int, int, int, float], None]
+    step: Callable[[int, int, int, float | None], None]
     epoch: Callable[[dict], None]
 
 
@@ -170,6 +170,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
         hooks = Hooks(
             step=reporter.step,
             epoch=told,
+            say=reporter.say,
             stop=stop,
             keep_best=lambda kept, row: keep(BEST, kept, row, f"{measured} of the epoch with the best validation IoU"),
             keep_last=keep_last,

@@ -1,0 +1,152 @@
+"""The step that a GPU records and replays takes the same steps as the eager one. A CPU has no graphs: here "recording" keeps the function,
+and what surrounds it (static inputs, rates as tensors, undoing the runs before, the average, checkpoints) is the GPU's."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.datasets import write_dataset
+from torch import Tensor
+
+from cmunext import weights
+from cmunext.errors import InputError
+from cmunext.training import device_batches, step
+from cmunext.training.recipe import DEFAULT, with_settings
+from cmunext.training.run import Reporter, Task, train
+
+RECIPE = with_settings(DEFAULT, ["epochs=3", "size=32", "batch_size=3", "precision=32-true"])  # 8 cases: batches of 3, 3 and 2
+NETWORK = "tests.tiny_training:three_layers"  # with a norm, and not so deep that rounding grows
+OPTIMIZERS = (("optimizer=sgd", "learning_rate=0.05"), ("optimizer=adamw", "learning_rate=0.002", "schedule=cosine"))
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMUNEXT_NETWORKS", NETWORK)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def keep_function(compute: Callable[[], Tensor], undo: Callable[[], None]) -> tuple[Callable[[], None], Tensor]:
+    for _ in range(2):
+        compute()
+    undo()
+    result = torch.zeros(())
+
+    def replay() -> None:
+        result.copy_(compute())
+
+    return replay, result
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_batches, "fits", lambda lists, device: True)
+    monkeypatch.setattr(step, "record_on_gpu", keep_function)
+
+
+def run(dataset: Path, out: Path, *settings: str, **changes) -> list[str]:
+    """Train here and give what was said."""
+    said: list[str] = []
+    on_step = changes.pop("on_step", lambda *_: None)
+    task = Task(
+        dataset, Path("train.txt"), Path("val.txt"), NETWORK, with_settings(RECIPE, settings), out, {}, device="cpu", threads=1
+    )
+    train(replace(task, **changes), Reporter(said.append, lambda _: lambda: None, on_step, lambda _: None))
+    return said
+
+
+def assert_same(first: Path, second: Path, tolerance: float) -> None:
+    for name in ("last.safetensors", "ema.safetensors", "best.safetensors"):
+        ours, theirs = (weights.load(folder / name).network.state_dict() for folder in (first, second))
+        for key in theirs.keys() - {"0.bias", "1.running_mean"}:  # a bias before a norm has no gradient but rounding
+            torch.testing.assert_close(ours[key], theirs[key], rtol=tolerance, atol=tolerance)
+    ours, theirs = ((folder / "history.csv").read_text().splitlines() for folder in (first, second))
+    assert len(ours) == len(theirs) == 4
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS)
+def test_recorded_steps_are_the_eager_ones(dataset: Path, tmp_path: Path, settings: tuple[str, ...], request) -> None:
+    run(dataset, tmp_path / "eager", *settings)
+    request.getfixturevalue("recorded")
+    losses: list[float | None] = []
+    run(dataset, tmp_path / "recorded", *settings, on_step=lambda *told: losses.append(told[-1]))
+    assert losses == [None] * 9, "nothing waits for a loss"
+    assert_same(tmp_path / "recorded", tmp_path / "eager", 2e-5)
+
+
+def test_recorded_steps_learn_from_teachers_too(dataset: Path, tmp_path: Path, request) -> None:
+    run(dataset, tmp_path / "teacher", "seed=7")
+    teachers = (tmp_path / "teacher" / "last.safetensors",)
+    run(dataset, tmp_path / "eager", teachers=teachers)
+    request.getfixturevalue("recorded")
+    run(dataset, tmp_path / "recorded", teachers=teachers)
+    assert_same(tmp_path / "recorded", tmp_path / "eager", 2e-5)
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS)
+def test_going_on_after_a_stop_takes_the_same_steps(
+    recorded, dataset: Path, tmp_path: Path, settings: tuple[str, ...], monkeypatch
+) -> None:
+    """Also when another layout was found to be the fastest this time."""
+    layouts = iter([torch.contiguous_format, torch.contiguous_format, torch.channels_last])
+    monkeypatch.setattr(step, "fastest_layout", lambda *_: next(layouts))
+    run(dataset, tmp_path / "unbroken", *settings)
+
+    def stop(epoch: int, done: int, *_) -> None:
+        if (epoch, done) == (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run(dataset, tmp_path / "broken", *settings, on_step=stop)
+    assert not (tmp_path / "broken" / "last.safetensors").exists()
+    run(dataset, tmp_path / "broken", *settings, resume=True)
+    assert_same(tmp_path / "broken", tmp_path / "unbroken", 2e-5)
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS)
+def test_a_run_goes_on_from_the_other_kind_of_step(dataset: Path, tmp_path: Path, settings: tuple[str, ...], monkeypatch) -> None:
+    """As when a checkpoint is taken from a GPU to a machine without one, or the other way round."""
+    run(dataset, tmp_path / "eager", *settings)
+
+    def stop(epoch: int, done: int, *_) -> None:
+        if (epoch, done) == (1, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for first in (True, False):
+        out = tmp_path / f"recorded first {first}"
+        for now, changes in ((first, {"on_step": stop}), (not first, {"resume": True})):
+            with monkeypatch.context() as patch:
+                if now:
+                    patch.setattr(device_batches, "fits", lambda lists, device: True)
+                    patch.setattr(step, "record_on_gpu", keep_function)
+                run(dataset, out, *settings, **changes)
+        assert_same(out, tmp_path / "eager", 2e-5)
+
+
+def test_a_loss_that_is_not_finite_is_found_at_the_epochs_end(recorded, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss is nan at step \d+ \(epoch \d, batch \d\), cases: "):
+        run(dataset, tmp_path / "run", "learning_rate=1e30", "warmup_epochs=0")
+
+
+def test_where_recording_fails_training_runs_step_by_step_from_the_same_weights(
+    dataset: Path, tmp_path: Path, monkeypatch
+) -> None:
+    run(dataset, tmp_path / "eager")
+
+    def fail(compute: Callable[[], Tensor], undo: Callable[[], None]):
+        compute()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(device_batches, "fits", lambda lists, device: True)
+    monkeypatch.setattr(step, "record_on_gpu", fail)
+    monkeypatch.setattr(step, "fastest_layout", lambda *_: torch.channels_last)
+    said = run(dataset, tmp_path / "run")
+    assert any("cannot be recorded as a CUDA graph (operation not permitted when stream is capturing)" in one for one in said)
+    assert_same(tmp_path / "run", tmp_path / "eager", 2e-5)
