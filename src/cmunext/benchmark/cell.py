@@ -40,6 +40,12 @@ class Store:
         """The folder of a cell's training."""
         return self.root / "runs" / cell.identifier
 
+    def last_weights(self, cell: Cell) -> Path:
+        """The weights of a cell's last epoch: the average where its recipe keeps one."""
+        from cmunext.training.run import AVERAGE, LAST
+
+        return self.run(cell) / (AVERAGE if cell.recipe.ema_decay else LAST)
+
     def scores(self, cell: Cell) -> dict[str, Path]:
         """Every score table of a cell: "best", "last", and "external-NAME" for official lists."""
         names = ["best", "last"]
@@ -56,6 +62,7 @@ class Store:
 def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
     """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
     files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
+    files |= {"start_sha256": cell.start} if cell.start else {}
     return {
         "cell": cell.identifier,
         "network": cell.network,
@@ -65,6 +72,7 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         "at": grid.at,
         "surface": grid.surface,
         "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
+        **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()},
     }
 
@@ -95,16 +103,15 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     InputError, UsageError, OSError : see `training.run.train` and `benchmark.evaluate.evaluate`; also when a case could not be
         measured, because scores of fewer cases would not be comparable.
     """
-    from cmunext.training.run import AVERAGE, BEST, LAST
+    from cmunext.training.run import BEST
 
     store = Store(out)
-    folder, run = store.cell(cell), store.run(cell)
-    last = run / (AVERAGE if cell.recipe.ema_decay else LAST)
+    folder, run, last = store.cell(cell), store.run(cell), store.last_weights(cell)
     if not store.missing(cell):
         return True
     _check_run(cell, run)
     if not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
-        if not _train(grid, cell, run, threads):
+        if not _train(grid, cell, store, threads):
             return False
     else:
         _use_threads(threads)
@@ -176,8 +183,13 @@ def grid_networks_trusted(grid: Grid) -> Iterator[None]:
             os.environ[TRUSTED] = before
 
 
-def _train(grid: Grid, cell: Cell, run: Path, threads: int) -> bool:
+def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
     from cmunext.training.run import Reporter, Task, train
+
+    run, teachers = store.run(cell), tuple(store.last_weights(teacher) for teacher in cell.teachers)
+    for teacher, path in zip(cell.teachers, teachers, strict=True):
+        if not path.is_file():
+            raise InputError(f"the teacher {teacher.identifier} has no weights at {path}; train it first")
 
     for name in ("lightning.fabric", "lightning.pytorch"):  # they announce precision and processes, which the log has anyway
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -196,6 +208,8 @@ def _train(grid: Grid, cell: Cell, run: Path, threads: int) -> bool:
         device=grid.device,
         threads=threads,
         licence=cell.dataset.licence,
+        teachers=teachers,
+        start=cell.start,
     )
     clock = _Clock(run, cell.recipe.batch_size, threads)
     with (run / "log.txt").open("a", encoding="utf-8") as log:

@@ -9,13 +9,15 @@
         "groups": "lists/groups.csv",
         "external": {"busbra": {"root": "../data/busbra"}},
         "u_score": [0.5838, 0.7063]}},
-      "recipes": {"paper": {"base": "paper", "set": {"epochs": 300}}},
-      "networks": {"cmunext-s": {}, "swin-unet": {"set": {"size": 224}}},
+      "recipes": {"paper": {"base": "paper", "set": {"epochs": 300}},
+                  "taught": {"base": "default", "networks": ["cmunext-s"], "teachers": {"recipe": "paper", "network": "cmunext"}},
+                  "tuned": {"base": "default", "networks": ["cmunext-s"], "start": "cmunext-s-other.safetensors"}},
+      "networks": {"cmunext-s": {}, "cmunext": {}, "swin-unet": {"set": {"size": 224}}},
       "seeds": [41]
     }
 
 Paths are relative to the grid file; lists are sought in the dataset folder too. docs/what-the-numbers-mean.md says which entry gives
-which column of the tables.
+which column of the tables. Teachers are the weights of every seed of another recipe on the same lists; `start` is a file to start from.
 """
 
 import json
@@ -86,7 +88,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its scores: what is trained on what, and everything that decides how."""
+    """One training and its scores: what is trained on what, and everything that decides how.
+
+    Attributes
+    ----------
+    teachers : the cells whose weights it learns from, which must be done before it. start : weights that it starts from.
+    """
 
     identifier: str
     dataset: Dataset
@@ -95,6 +102,23 @@ class Cell:
     network: str
     arguments: dict[str, Any] = field(hash=False)
     recipe: Recipe = field(hash=False)
+    teachers: tuple["Cell", ...] = ()
+    start: Path | None = None
+
+    @property
+    def generation(self) -> int:
+        """0 for a cell without teachers, else one more than theirs."""
+        return 1 + max((teacher.generation for teacher in self.teachers), default=-1)
+
+
+@dataclass(frozen=True)
+class _RecipeEntry:
+    """A recipe of a grid file: for which networks (None: all), taught by which (recipe, network), started from which weights."""
+
+    recipe: Recipe
+    networks: tuple[str, ...] | None
+    teachers: tuple[str, str] | None
+    start: Path | None
 
 
 @dataclass(frozen=True)
@@ -160,14 +184,7 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         recipes=tuple(recipe_of),
         labels=tuple(networks),
         networks={label: network for label, (network, _, _) in networks.items()},
-        cells=tuple(
-            _cell(dataset, pair, label, *entry, recipe=base, name=name, seed=seed)
-            for name, base in recipe_of.items()
-            for dataset in datasets
-            for label, entry in networks.items()
-            for pair in dataset.lists
-            for seed in seeds
-        ),
+        cells=_cells(path, recipe_of, datasets, networks, seeds),
         at=reader.one_of(root.pop("at", "native"), SIZES, "at"),
         surface=bool(root.pop("surface", False)),
         threads=int(root.pop("threads", 0)),
@@ -185,6 +202,37 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
             f"{path} has several cells called {sorted(repeated)[0]}; give its datasets, lists and networks other names"
         )
     return grid
+
+
+def _cells(
+    path: Path,
+    recipe_of: Mapping[str, _RecipeEntry],
+    datasets: tuple[Dataset, ...],
+    networks: Mapping[str, tuple[str, dict[str, Any], list[str]]],
+    seeds: list[int],
+) -> tuple[Cell, ...]:
+    cells: list[Cell] = []
+    for name, entry in recipe_of.items():
+        if unknown := sorted({*(entry.networks or ()), *(entry.teachers[1:] if entry.teachers else ())} - networks.keys()):
+            raise UsageError(
+                f"recipes.{name} in {path} names the network {unknown[0]!r}; it must be one of {', '.join(networks)}"
+            )
+        for dataset in datasets:
+            for label in networks if entry.networks is None else entry.networks:
+                for pair in dataset.lists:
+                    taught_by = entry.teachers and (dataset.name, pair.name, *entry.teachers)
+                    teachers = tuple(
+                        one for one in cells if (one.dataset.name, one.lists.name, one.recipe.name, one.label) == taught_by
+                    )
+                    if taught_by and not teachers:
+                        raise UsageError(
+                            f"teachers of recipes.{name} in {path} are {taught_by[3]} by recipe {taught_by[2]!r}, which no recipe "
+                            "before it trains; put that recipe first"
+                        )
+                    for seed in seeds:
+                        made = _cell(dataset, pair, label, *networks[label], recipe=entry.recipe, name=name, seed=seed)
+                        cells.append(replace(made, teachers=teachers, start=entry.start))
+    return tuple(cells)
 
 
 def _cell(
@@ -279,11 +327,22 @@ class _Reader:
         self.empty(entry, f"external.{name}")
         return external
 
-    def recipe(self, name: str, entry: dict[str, Any]) -> Recipe:
+    def recipe(self, name: str, entry: dict[str, Any]) -> _RecipeEntry:
         base = entry.pop("base", "default")
         settings = self.settings(entry, f"recipes.{name}")
+        only, taught, start = (entry.pop(key, None) for key in ("networks", "teachers", "start"))
         self.empty(entry, f"recipes.{name}")
-        return recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
+        if only is not None and not (isinstance(only, list) and only and all(isinstance(one, str) for one in only)):
+            raise UsageError(f"networks of recipes.{name} in {self.file} is {only!r}; give a list of the grid's networks")
+        if taught is not None:
+            taught = self.table(taught, f"recipes.{name}.teachers")
+            if taught.keys() != {"recipe", "network"}:
+                raise UsageError(
+                    f"teachers of recipes.{name} in {self.file} is {taught!r}; give a recipe and a network of the grid"
+                )
+            taught = (str(taught["recipe"]), str(taught["network"]))
+        chosen = recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
+        return _RecipeEntry(chosen, tuple(only) if only else None, taught, self.path(start) if start else None)
 
     def network(self, label: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
         network = str(entry.pop("network", label))

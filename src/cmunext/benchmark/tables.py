@@ -64,7 +64,7 @@ def write_tables(grid: Grid, out: Path) -> list[Path]:
                         ".csv": comma_separated(*_grid_of_numbers(dataset, chosen)),
                         ".tex": latex(title, about, header, body),
                     }
-            texts["metrics"] = metrics_texts(grid, store, dataset, recipe, labels_of(grid), about)
+            texts["metrics"] = metrics_texts(grid, store, dataset, recipe, labels_of(grid, recipe), about)
             for stem, of_stem in texts.items():
                 for suffix, text in of_stem.items():
                     path = out / "tables" / f"{stem}-{dataset.name}-{recipe}{suffix}"
@@ -73,17 +73,18 @@ def write_tables(grid: Grid, out: Path) -> list[Path]:
     return written
 
 
-def labels_of(grid: Grid) -> list[str]:
-    """The rows of a table: the package's networks in the paper's order, then others in the grid's."""
-    known = names()
-    return sorted(grid.labels, key=lambda one: known.index(grid.networks[one]) if grid.networks[one] in known else len(known))
+def labels_of(grid: Grid, recipe: str) -> list[str]:
+    """The rows of a recipe's table: the package's networks in the paper's order, then others in the grid's."""
+    known, trained = names(), {cell.label for cell in grid.cells if cell.recipe.name == recipe}
+    labels = [label for label in grid.labels if label in trained]
+    return sorted(labels, key=lambda one: known.index(grid.networks[one]) if grid.networks[one] in known else len(known))
 
 
 def rows_of(grid: Grid, store: Store, dataset: Dataset, recipe: str) -> list[Row]:
     """The rows of a dataset and recipe, in the order of `labels_of`."""
     speeds, against = frames_per_second(grid.latency), p_values(grid, store, dataset, recipe)
     rows = []
-    for label in labels_of(grid):
+    for label in labels_of(grid, recipe):
         cells = cells_of(grid, dataset, recipe, label)
         network, size = cells[0].network, cells[0].recipe.preprocessing
         parameters, gigaflops = cost_of(network, json.dumps(cells[0].arguments, sort_keys=True))

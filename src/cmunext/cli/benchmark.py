@@ -1,11 +1,14 @@
 """`cmunext benchmark`: a grid of trainings to scores, tables and figures."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cmunext.benchmark.grid import Cell, Grid
 
 
@@ -27,6 +30,12 @@ def benchmark(
             show_default=False,
         ),
     ] = "",
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Stop after so many minutes, as Ctrl-C does: the same command goes on from there.", show_default=False
+        ),
+    ] = None,
     only: Annotated[
         str,
         typer.Option(
@@ -51,7 +60,10 @@ def benchmark(
     if dry_run:
         _print_plan(chosen, folder, workers)
         return
-    failures = {} if only else _run(chosen, folder, workers, cluster)
+    failures = {}
+    if not only:
+        with _time_limit(minutes):
+            failures = _run(chosen, folder, workers, cluster)
     if only != "figures":
         from cmunext.benchmark.tables import write_tables
 
@@ -83,9 +95,32 @@ def _run(grid: "Grid", out: Path, workers: int, cluster: str) -> dict[str, str]:
     def told(cell: "Cell", what: str) -> None:
         typer.echo(f"{cell.identifier}: {what}", err=True)
 
-    if cluster:
-        return run_on_cluster(grid, missing, out, cluster, told)
-    return run_here(grid, missing, out, workers, told)
+    failures: dict[str, str] = {}
+    for generation in sorted({cell.generation for cell in missing}):  # teachers before those they teach
+        cells = [cell for cell in missing if cell.generation == generation]
+        if cluster:
+            failures |= run_on_cluster(grid, cells, out, cluster, told)
+        else:
+            failures |= run_here(grid, cells, out, workers, told)
+    return failures
+
+
+@contextmanager
+def _time_limit(minutes: float | None) -> "Iterator[None]":
+    """Interrupt this process, as Ctrl-C does, when the time is over."""
+    import threading
+    from _thread import interrupt_main
+
+    if minutes is None:
+        yield
+        return
+    timer = threading.Timer(60 * minutes, interrupt_main)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _print_plan(grid: "Grid", out: Path, workers: int) -> None:

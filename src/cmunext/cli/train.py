@@ -13,7 +13,7 @@ def train(
     network: Annotated[str, typer.Option(help="Network name (`cmunext networks`), or module:callable for your own.")],
     train: Annotated[Path, typer.Option(help="List of training cases, a name a line; looked for in DATASET too.")],
     val: Annotated[Path, typer.Option(help="List of validation cases.")],
-    recipe: Annotated[str, typer.Option(help="default, paper, or a JSON file such as a run's recipe.json.")] = "default",
+    recipe: Annotated[str, typer.Option(help="default, paper, strong, or a JSON file such as a run's recipe.json.")] = "default",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE changes one entry of the recipe: epochs=20, size=128, ...")
     ] = None,

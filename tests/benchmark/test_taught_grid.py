@@ -1,0 +1,86 @@
+"""Grids whose cells learn from the weights of others, or start from a file, and a limit of time."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.grids import ONE, THREE, content, digests, write_grid
+
+from cmunext.benchmark.cell import CONFIG, Store
+from cmunext.benchmark.grid import read_grid
+from cmunext.cli.main import main
+from cmunext.errors import UsageError
+from cmunext.weights import load
+
+TAUGHT = {"networks": ["one"], "teachers": {"recipe": "short", "network": "three"}}
+
+
+def taught_content(**recipe) -> dict:
+    values = content(one={"network": ONE}, three={"network": THREE})
+    values["recipes"]["taught"] = {**values["recipes"]["short"], **recipe}
+    values["seeds"] = [1, 2]
+    return values
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CMUNEXT_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_pupil_is_trained_after_every_seed_of_its_teachers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    path = write_grid(tmp_path, taught_content(**TAUGHT))
+    grid, store = read_grid(path), Store(tmp_path)
+    pupils = [cell for cell in grid.cells if cell.teachers]
+    names = ["disks-1-three-short-seed1", "disks-1-three-short-seed2"]
+    assert [cell.identifier for cell in pupils] == ["disks-1-one-taught-seed1", "disks-1-one-taught-seed2"]
+    assert [teacher.identifier for teacher in pupils[0].teachers] == names
+    assert [cell.generation for cell in grid.cells] == [0, 0, 0, 0, 1, 1]
+    assert main(["benchmark", str(path)]) == 0
+    assert all(not store.missing(cell) for cell in grid.cells)
+    told = load(store.last_weights(pupils[0])).metadata.training["distillation"]["teachers"]
+    assert len(told) == 2
+    assert json.loads((store.cell(pupils[0]) / CONFIG).read_text())["teachers"] == names
+
+
+def test_a_cell_starts_from_the_weights_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    first = tmp_path / "first"
+    assert main(["benchmark", str(write_grid(first, content(one={"network": ONE})))]) == 0
+    [cell] = read_grid(first / "grid.json").cells
+    begun = Store(first).last_weights(cell)
+    begun.rename(tmp_path / "begun.safetensors")
+    path = write_grid(tmp_path, taught_content(networks=["one"], start="begun.safetensors"))
+    assert main(["benchmark", str(path)]) == 0
+    tuned = [one for one in read_grid(path).cells if one.start]
+    assert len(tuned) == 2
+    training = load(Store(tmp_path).last_weights(tuned[0])).metadata.training
+    assert training["start"]["file"] == "begun.safetensors"
+    (tmp_path / "begun.safetensors").write_bytes(b"another")
+    assert main(["benchmark", str(path)]) == 2, "a finished cell that started from another file is not taken for this one"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"networks": ["nobody"]}, "names the network 'nobody'"),
+        ({"networks": "one"}, "give a list of the grid's networks"),
+        ({"teachers": {"recipe": "short"}}, "give a recipe and a network"),
+        ({"teachers": {"recipe": "short", "network": "nobody"}}, "names the network 'nobody'"),
+        ({"teachers": {"recipe": "later", "network": "one"}}, "put that recipe first"),
+    ],
+)
+def test_teachers_that_the_grid_does_not_train_are_refused(tmp_path, recipe, words):
+    with pytest.raises(UsageError, match=words):
+        read_grid(write_grid(tmp_path, taught_content(**recipe)))
+
+
+def test_a_grid_stops_when_its_time_is_over_and_goes_on_later(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    path = write_grid(tmp_path / "stopped", taught_content(**TAUGHT))
+    assert main(["benchmark", str(path), "--minutes", "0.001"]) == 130
+    assert any(Store(tmp_path / "stopped").missing(cell) for cell in read_grid(path).cells)
+    assert main(["benchmark", str(path)]) == 0
+    whole = write_grid(tmp_path / "whole", taught_content(**TAUGHT))
+    assert main(["benchmark", str(whole), "--minutes", "60"]) == 0
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
