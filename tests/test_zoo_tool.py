@@ -1,0 +1,76 @@
+"""tools/zoo.py: a dataset as one file and back, and a grid in parts whose results are brought back in a tar."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tools import zoo
+
+from cmunext.data.dataset import load_cases
+from cmunext.data.layout import Layout
+from cmunext.image.preprocess import Preprocessing
+from cmunext.weights import load
+from tests.datasets import write_dataset
+from tests.grids import ONE, THREE, content
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CMUNEXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    monkeypatch.setenv("PYTHONPATH", str(zoo.ROOT))
+
+
+def test_a_packed_dataset_gives_the_same_cases(tmp_path):
+    write_dataset(tmp_path / "data", classes=2)
+    zoo.pack(tmp_path / "data", tmp_path / "data.npz")
+    zoo.unpack(tmp_path / "data.npz", tmp_path / "back")
+    before, after = (Layout.open(tmp_path / folder) for folder in ("data", "back"))
+    assert after.read_list(Path("val.txt")) == before.read_list(Path("val.txt"))
+    ours, theirs = (load_cases(layout, layout.cases, Preprocessing()) for layout in (after, before))
+    assert ours.names == theirs.names
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(ours.masks, theirs.masks)
+
+
+def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
+    """The second part begins where only the tar of the first was unpacked: no runs, no checkpoints."""
+    values = content(one={"network": ONE}, three={"network": THREE}) | {"device": "cuda"}
+    values["recipes"]["taught"] = {
+        **values["recipes"]["short"],
+        "networks": ["one"],
+        "teachers": {"recipe": "short", "network": "three"},
+    }
+    values["datasets"]["disks"]["root"] = "../../data"
+    for machine in ("first", "second"):
+        write_dataset(tmp_path / machine / "data")
+        (tmp_path / machine / "results/zoo").mkdir(parents=True)
+        (tmp_path / machine / "results/zoo/grid.json").write_text(json.dumps(values))
+    first, second = (tmp_path / machine / "results/zoo" for machine in ("first", "second"))
+    assert zoo.run(tmp_path / "0.tar", first / "grid.json", minutes=0.0, workers=1, device="cpu") == 130
+    values["recipes"].pop("taught")  # so the first part ends before the pupil
+    (first / "grid.json").write_text(json.dumps(values))
+    assert zoo.run(tmp_path / "1.tar", first / "grid.json", minutes=9, workers=1, device="cpu") == 0
+    assert [path.name for path in first.iterdir() if path.name.endswith(".json")] == ["grid.json"]
+    with tarfile.open(tmp_path / "1.tar") as tar:
+        tar.extractall(tmp_path / "second", filter="data")
+    teacher = "runs/disks-1-three-short-seed1/ema.safetensors"
+    whole, halved = (load(folder / teacher).network.state_dict() for folder in (first, second))
+    assert (second / teacher).stat().st_size < (first / teacher).stat().st_size
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(halved[name].numpy(), tensor.numpy(), rtol=1e-3, atol=1e-6)
+    shutil.rmtree(second / "tables")
+    assert zoo.run(tmp_path / "2.tar", second / "grid.json", minutes=9, workers=1, device="cpu") == 0
+    entries = json.loads((second.parent / "zoo.json").read_text())
+    assert [(entry["network"], entry["recipe"], entry["list"], entry["seed"]) for entry in entries] == [
+        (ONE, "short", "1", 1), (THREE, "short", "1", 1), (ONE, "taught", "1", 1)
+    ]  # fmt: skip
+    for entry in entries:
+        for column in ("paper", "last"):
+            low, high = entry[column]["iou_interval"]
+            assert 0 <= low <= entry[column]["iou"] <= high <= 1
+            assert 0 <= entry[column]["iou"] <= entry[column]["dice"] <= 1
+        assert "clean" not in entry, "the grid names no clean list"

@@ -1,0 +1,163 @@
+"""The zoo in parts, on a machine with a GPU that is lent for minutes at a time.
+
+    python tools/zoo.py pack DATASET FILE.npz         a dataset as one file: images and masks at 256 x 256, and its lists
+    python tools/zoo.py unpack FILE.npz DATASET       and back, as a dataset folder
+    python tools/zoo.py run OUT.tar [--minutes 9] [--workers 4] [--device cuda]
+
+`run` goes on with results/zoo/grid.json where it stands, writes results/zoo.json, and packs what is to be brought back: cells, tables, figures,
+zoo.json, and the weights of finished cells as float16. Unpack the tar over the repository (tar xf OUT.tar), and the next part goes on: finished
+cells are not trained again, and the float16 weights of finished teachers are taken where the runs themselves did not come along. Cells are
+scored at 256 x 256, as the published ones are; with the runs at hand, `cmunext evaluate` scores them at native size.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = ROOT / "results" / "zoo" / "grid.json"
+OTHERS = ("busbra-busi", "busi")  # grids beside it whose cells stand in zoo.json too
+SIDE = 256
+
+
+def pack(dataset: Path, file: Path) -> None:
+    """Write every case at 256 x 256, grey where its channels are equal, with the dataset's lists (*.txt)."""
+    from cmunext.data.dataset import load_cases
+    from cmunext.data.layout import Layout
+    from cmunext.image.preprocess import Preprocessing
+
+    layout = Layout.open(dataset)
+    cases = load_cases(layout, layout.cases, Preprocessing(height=SIDE, width=SIDE))
+    grey = bool((cases.images == cases.images[..., :1]).all())
+    lists = {path.name: path.read_text("utf-8") for path in sorted(dataset.glob("*.txt"))}
+    np.savez_compressed(
+        file,
+        names=np.array(cases.names),
+        images=cases.images[..., 0] if grey else cases.images,
+        masks=np.packbits(cases.masks[:, 0], axis=None),
+        classes=cases.masks.shape[-1],
+        lists=json.dumps(lists),
+    )
+
+
+def unpack(file: Path, dataset: Path) -> None:
+    """Write the dataset folder that `pack` read, at 256 x 256."""
+    with np.load(file, allow_pickle=False) as stored:
+        names, images, classes = stored["names"], stored["images"], int(stored["classes"])
+        shape = (len(names), SIDE, SIDE, classes)
+        masks = np.unpackbits(stored["masks"], count=int(np.prod(shape))).reshape(shape)
+        lists = json.loads(str(stored["lists"]))
+    for folder in ("images", *(f"masks/{number}" for number in range(classes))):
+        (dataset / folder).mkdir(parents=True, exist_ok=True)
+    for name, image, mask in zip(names, images, masks, strict=True):
+        cv2.imwrite(str(dataset / "images" / f"{name}.png"), image if image.ndim == 2 else image[..., ::-1])
+        for number in range(classes):
+            cv2.imwrite(str(dataset / "masks" / str(number) / f"{name}.png"), 255 * mask[..., number])
+    for name, text in lists.items():
+        (dataset / name).write_text(text, "utf-8")
+
+
+def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int:
+    """One part. Gives the exit code of `cmunext benchmark`: 0 when the grid is complete, 130 when the time was over."""
+    chosen = grid.with_name(f".{device}.json")  # beside the grid, because its paths are relative
+    chosen.write_text(json.dumps({**json.loads(grid.read_text("utf-8")), "device": device}), "utf-8")
+    command = [sys.executable, "-m", "cmunext", "benchmark", str(chosen), "--out", str(grid.parent)]
+    try:
+        code = subprocess.run([*command, "--workers", str(workers), "--minutes", str(minutes)], check=False).returncode
+        subprocess.run([*command, "--only", "tables"], check=True)
+    finally:
+        chosen.unlink()
+    results = grid.parents[1]
+    write_zoo(
+        results / "zoo.json", [file for file in (grid, *(results / name / "grid.json" for name in OTHERS)) if file.is_file()]
+    )
+    collect(out, grid)
+    return code
+
+
+def write_zoo(path: Path, grids: list[Path]) -> None:
+    """results/zoo.json: an entry a finished cell of the grids, with its scores in the columns paper, last and clean."""
+    from cmunext.benchmark.cell import CONFIG, Store
+    from cmunext.benchmark.grid import read_grid
+    from cmunext.benchmark.results import value_of
+    from cmunext.storage import write_json
+
+    entries = []
+    for file in grids:
+        grid, store = read_grid(file), Store(file.parent)
+        for cell in grid.cells:
+            if store.missing(cell):
+                continue
+            config = json.loads((store.cell(cell) / CONFIG).read_text("utf-8"))
+            entry = {"network": cell.network, "recipe": cell.recipe.name, "list": cell.lists.name, "seed": cell.recipe.seed}
+            alone = replace(grid, cells=(cell,))
+            for column in ("paper", "last", "clean"):
+                if value := value_of(alone, store, cell.dataset, cell.recipe.name, cell.label, column):
+                    interval = [value.low, value.high]
+                    entry[column] = {"iou": value.iou, "dice": value.f1, "iou_interval": interval, "images": value.images}
+            entry |= {"grid": file.parent.name, "scored_at": grid.at, "size": cell.recipe.preprocessing.height}
+            entry |= {"epochs": cell.recipe.epochs, "device": config["device"], "precision": config["precision"]}
+            entries.append(entry)
+    write_json(path, entries)
+
+
+def collect(out: Path, grid: Path) -> None:
+    """Pack the results of a grid and the weights of its finished cells."""
+    from cmunext.benchmark.cell import Store
+    from cmunext.benchmark.grid import read_grid
+
+    store, top = Store(grid.parent), grid.parents[2]
+    files = [path for part in ("cells", "tables", "figures") for path in (grid.parent / part).rglob("*") if path.is_file()]
+    files.append(grid.parents[1] / "zoo.json")
+    with tarfile.open(out, "w") as tar:
+        for path in files:
+            tar.add(path, path.relative_to(top))
+        for cell in read_grid(grid).cells:
+            weights = store.last_weights(cell)
+            if not store.missing(cell) and weights.is_file():
+                content = half(weights)
+                entry = tarfile.TarInfo(str(weights.relative_to(top)))
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+
+
+def half(weights: Path) -> bytes:
+    """A weights file with its tensors in float16 and its metadata as they are."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    with safe_open(weights, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata()
+    return save({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}, metadata)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, paths in (("pack", ("dataset", "file")), ("unpack", ("file", "dataset"))):
+        one = commands.add_parser(name)
+        for path in paths:
+            one.add_argument(path, type=Path)
+    one = commands.add_parser("run")
+    one.add_argument("out", type=Path)
+    one.add_argument("--grid", type=Path, default=GRID)
+    one.add_argument("--minutes", type=float, default=9)
+    one.add_argument("--workers", type=int, default=4)
+    one.add_argument("--device", default="cuda")
+    chosen = vars(parser.parse_args())
+    command = chosen.pop("command")
+    return {"pack": pack, "unpack": unpack, "run": run}[command](**chosen) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
