@@ -6,9 +6,10 @@ import pytest
 
 from cmunext.benchmark.evaluate import evaluate
 from cmunext.data.layout import Layout
+from cmunext.demo import demonstrate
 from cmunext.inference.segmenter import Segmenter, bundled_names
 
-NAME = "cmunext-s-busi"
+NAME, BREAST = "cmunext-s-busi", "cmunext-s-breast"
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,15 @@ def test_torch_gives_the_same_score(busi, through_onnx):
     pytest.importorskip("torch", reason="torch is not installed")
     through_torch = evaluate(Segmenter.load(NAME, backend="torch"), busi, busi.read_list("busi_val1.txt")).summary()
     assert through_torch["per_image"]["iou"] == pytest.approx(through_onnx.summary()["per_image"]["iou"], abs=0.002)
+
+
+def test_the_breast_model_finds_phantoms_and_claims_no_held_out_score(tmp_path):
+    if BREAST not in bundled_names():
+        pytest.skip(f"this checkout holds no bundled weights {BREAST}")
+    segmenter = Segmenter.load(BREAST, "onnxruntime")
+    found = demonstrate(segmenter, tmp_path, count=8)
+    assert found["mean_iou"] >= 0.9
+    training = segmenter.metadata.training
+    assert training["validation_list"] == "none"
+    assert "validation" not in training
+    assert len(training["learnt_from"]) == 2521, "2522 images, of which one pair has the same pixels"
