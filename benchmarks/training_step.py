@@ -85,7 +85,7 @@ def ours(name: str, threads: int, device: str) -> Callable[[], Any]:
         )
     else:
         host.keep_freed_memory()
-        host.speed_up(network)
+        host.speed_up_narrow_norms(network)
         wrapped, stepping = fabric.setup_module(network), fabric.setup_optimizers(optimizer)
         step = steps.EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise)
     whole = Share(np.arange(BATCH), BATCH, 1.0)

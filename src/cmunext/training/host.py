@@ -8,9 +8,12 @@ forward and a third longer backward. All are mended here from the outside; nothi
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
+from torch.overrides import TorchFunctionMode
 
 FEW_CHANNELS = 8  # up to here the contiguous BatchNorm pays for the two copies
 
@@ -32,24 +35,26 @@ def has_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def speed_up(network: nn.Module) -> None:
-    """Make the layers of a channels_last network that PyTorch is slow at fast, in place; the names of its tensors stay."""
-    for module in list(network.modules()):
+def speed_up_narrow_norms(network: nn.Module) -> None:
+    """Let BatchNorms of few channels train in the contiguous layout, whatever layout goes in and comes out."""
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.num_features <= FEW_CHANNELS:
             module.register_forward_pre_hook(_enter)
             module.register_forward_hook(_leave)
-        for name, child in module.named_children():
-            if type(child) is nn.GELU and child.approximate == "none":
-                setattr(module, name, _GELU())
 
 
-class _GELU(nn.GELU):
-    """GELU that shows a channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory."""
+class FastGelu(TorchFunctionMode):
+    """While it is entered, GELU shows a channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return super().forward(x)
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is gelu and kwargs.get("approximate", "none") == "none" and _lies_channels_last(args[0]):
+            return gelu(args[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return function(*args, **kwargs)
+
+
+def _lies_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _enter(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:

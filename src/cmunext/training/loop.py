@@ -202,7 +202,7 @@ def _step(
                 parameter.grad = None
     lay_all_out(torch.channels_last)
     if fabric.device.type == "cpu":
-        host.speed_up(network)
+        host.speed_up_narrow_norms(network)
     wrapped, stepping = fabric.setup_module(network), fabric.setup_optimizers(optimizer)
     return EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise)
 

@@ -5,6 +5,7 @@ the whole step is recorded once as a CUDA graph and replayed, so that no time go
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from cmunext.training import host
 from cmunext.training.batches import Normalise, Share
 from cmunext.training.recipe import Recipe
 
@@ -97,7 +99,8 @@ class EagerStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logits = self.network(self.normalise(images))
+        with host.FastGelu() if self.fabric.device.type == "cpu" else nullcontext():
+            logits = self.network(self.normalise(images))
         if part.count:
             loss = self.loss_of(logits[: part.count], *(target[: part.count].float() for target in targets)) * part.weight
         else:
