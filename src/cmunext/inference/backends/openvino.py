@@ -15,6 +15,8 @@ from cmunext.metadata import Metadata
 try:
     import openvino
     from openvino.frontend import FrontEndManager
+
+    from cmunext.inference.backends.openvino_graph import split_grouped_convolutions
 except ModuleNotFoundError as error:
     raise UsageError("this backend needs OpenVINO; install cmunext[openvino], or choose --backend onnxruntime") from error
 
@@ -62,6 +64,7 @@ class OpenVinoBackend:
     def _compile(self, shape: tuple[int, ...]) -> Any:
         model = self.model.clone()
         model.reshape({INPUT: shape})
+        split_grouped_convolutions(model)
         compiled = self.core.compile_model(model, "CPU", dict(self.settings))
         hint = self.settings["INFERENCE_PRECISION_HINT"]
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
