@@ -75,16 +75,16 @@ def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int
         subprocess.run([*command, "--only", "tables"], check=True)
     finally:
         chosen.unlink()
-    results = grid.parents[1]
-    write_zoo(
-        results / "zoo.json", [file for file in (grid, *(results / name / "grid.json" for name in OTHERS)) if file.is_file()]
-    )
+    results, package = grid.parents[1], grid.parents[2] / "src" / "cmunext" / "zoo"
+    files = [grid, *(results / name / "grid.json" for name in OTHERS)]
+    write_zoo(results / "zoo.json", [file for file in files if file.is_file()], sorted(package.glob("*.json")))
     collect(out, grid)
     return code
 
 
-def write_zoo(path: Path, grids: list[Path]) -> None:
-    """results/zoo.json: an entry a finished cell of the grids, with its scores in the columns paper, last and clean."""
+def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
+    """results/zoo.json: an entry a finished cell of the grids, with its scores in the columns paper, last and clean; and one for each card
+    of bundled weights that were scored on a validation list, in the column last."""
     from cmunext.benchmark.cell import CONFIG, Store
     from cmunext.benchmark.grid import read_grid
     from cmunext.benchmark.results import value_of
@@ -106,6 +106,14 @@ def write_zoo(path: Path, grids: list[Path]) -> None:
             entry |= {"grid": file.parent.name, "scored_at": grid.at, "size": cell.recipe.preprocessing.height}
             entry |= {"epochs": cell.recipe.epochs, "device": config["device"], "precision": config["precision"]}
             entries.append(entry)
+    for file in cards:
+        card = json.loads(file.read_text("utf-8"))
+        if card["validation_list"] != "none":
+            scores, recipe = card["scores"]["native size, onnxruntime"], card["recipe"]
+            last = {key: scores[key] for key in ("iou", "dice", "iou_interval")} | {"images": scores["n"]}
+            entry = {"network": card["network"], "recipe": recipe["name"], "list": card["validation_list"].split()[0]}
+            entry |= {"seed": card["seed"], "last": last, "bundled": card["name"], "scored_at": "native"}
+            entries.append(entry | {"size": recipe["preprocessing"]["height"], "epochs": card["epochs"]})
     write_json(path, entries)
 
 
