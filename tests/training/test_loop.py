@@ -64,6 +64,19 @@ def test_two_processes_take_the_steps_of_one(run, tmp_path: Path, batch_size: in
     np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=2e-5)
 
 
+def test_the_same_command_and_seed_give_the_same_bits(run, tmp_path: Path) -> None:
+    """Recipe strong, in this machine's own precision, on two threads."""
+    write_dataset(tmp_path / "data")
+    more = ("--recipe", "strong", "--set", "precision=auto", "--set", "freeze_batch_statistics=false", "--threads", "2")
+    for out, seed in (("one", 7), ("two", 7), ("other", 8)):
+        done = run(tmp_path / "data", tmp_path / out, *more, "--set", f"seed={seed}")
+        assert done.code == 0, done.told
+    for name in ("history.csv", "ema.safetensors", "last.safetensors"):
+        one, two, other = ((tmp_path / out / name).read_bytes() for out in ("one", "two", "other"))
+        assert one == two
+        assert one != other
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_cases(run, tmp_path: Path) -> None:
     names = write_dataset(tmp_path / "data")
     done = run(tmp_path / "data", tmp_path / "run", "--set", "learning_rate=1e30", "--set", "freeze_batch_statistics=false")
