@@ -4,10 +4,14 @@ It stands under the key `cmunext` of the safetensors header's `__metadata__`, or
 the file needs nothing else to use it, so whatever does not fit together is refused here, before a network meets it.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cmunext.errors import InputError
 from cmunext.image.preprocess import Preprocessing
@@ -16,6 +20,15 @@ KEY = "cmunext"  # where the document stands among a file's metadata
 FORMAT = 1  # goes up when an older program could misread a newer document
 REQUIRED = ("network", "arguments", "preprocessing", "classes")
 OPTIONAL = ("training", "licence", "intended_use", "export")
+LEARNT_FROM = "learnt_from"  # entry of `training`: `image_digest` of every image that the weights learnt from, by whatever way
+
+
+def image_digest(image: NDArray[np.uint8]) -> str:
+    """16 hexadecimal digits (of SHA-256) of an image's pixels at native size, as `image.files.read_image` gives them.
+
+    Images are known by it and not by their names: those repeat between datasets, and may say who a patient is.
+    """
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,12 @@ class Metadata:
     def num_classes(self) -> int:
         """Channels of the network's logits."""
         return self.arguments["num_classes"]
+
+    @property
+    def learnt_from(self) -> frozenset[str] | None:
+        """`image_digest` of all images that the weights learnt from; None when the document does not say."""
+        said = self.training.get(LEARNT_FROM)
+        return frozenset(said) if isinstance(said, list) else None
 
     def to_json(self) -> str:
         """The document. Raises InputError when `arguments` or `training` hold what JSON has no word for, NaN included."""

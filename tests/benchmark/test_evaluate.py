@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,8 @@ from cmunext.benchmark.evaluate import evaluate
 from cmunext.data.layout import Layout
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image, read_mask, write_image, write_mask
+from cmunext.inference.segmenter import Segmenter
+from cmunext.metadata import LEARNT_FROM, image_digest
 from cmunext.metrics import SCORES
 
 
@@ -52,6 +55,16 @@ def test_network_size_compares_there_with_the_nearest_truth(dataset):
     mask = segmenter.predict_logits(image)[0] > 0
     expected = (mask & small).sum() / (mask | small).sum()
     assert evaluation.per_image()["iou"][1] == pytest.approx(expected, rel=1e-15)
+
+
+def test_images_that_the_weights_learnt_from_are_counted_by_their_pixels(dataset):
+    silent = brightness()
+    assert evaluate(silent, Layout.open(dataset), NAMES).summary()["learnt_from"] is None
+    seen = image_digest(read_image(dataset / "images" / f"{NAMES[1]}.png"))
+    metadata = replace(silent.metadata, training={LEARNT_FROM: [seen, "0" * 16]})
+    told = Segmenter(replace(silent.backend, metadata=metadata))
+    assert evaluate(told, Layout.open(dataset), NAMES).summary()["learnt_from"] == 1
+    assert evaluate(told, Layout.open(dataset), NAMES[2:]).summary()["learnt_from"] == 0
 
 
 def test_table_has_one_row_a_case(dataset, tmp_path):

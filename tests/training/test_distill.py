@@ -20,8 +20,8 @@ from cmunext.data.dataset import load_cases
 from cmunext.data.layout import Layout
 from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
-from cmunext.metadata import Metadata
-from cmunext.training import distill, lineage
+from cmunext.metadata import LEARNT_FROM, Metadata
+from cmunext.training import distill
 from cmunext.training.batches import HostBatches, Normalise
 from cmunext.training.recipe import DEFAULT, with_settings
 from cmunext.training.run import Reporter, Task, train
@@ -153,9 +153,9 @@ def test_a_teacher_that_does_not_say_is_taken_with_a_warning_and_its_pupil_does_
     silent = write_teacher(tmp_path / "silent.safetensors", 1.0)
     said = run(dataset, tmp_path / "run", teachers=(silent,))
     assert any("silent.safetensors does not say what it was trained on" in sentence for sentence in said)
-    assert lineage.LEARNT_FROM not in weights.load(tmp_path / "run" / "best.safetensors").metadata.training
+    assert LEARNT_FROM not in weights.load(tmp_path / "run" / "best.safetensors").metadata.training
     run(dataset, tmp_path / "without")
-    assert len(weights.load(tmp_path / "without" / "best.safetensors").metadata.training[lineage.LEARNT_FROM]) == 8
+    assert len(weights.load(tmp_path / "without" / "best.safetensors").metadata.training[LEARNT_FROM]) == 8
 
 
 @pytest.mark.parametrize("in_epoch", [True, False])

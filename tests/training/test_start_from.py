@@ -13,8 +13,7 @@ from tests.tiny_training import one_layer
 from cmunext import weights
 from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
-from cmunext.metadata import Metadata
-from cmunext.training import lineage
+from cmunext.metadata import LEARNT_FROM, Metadata
 from cmunext.training.recipe import DEFAULT, with_settings
 from cmunext.training.run import Reporter, Task, train
 
@@ -59,7 +58,7 @@ def test_training_starts_from_the_weights_also_at_another_size(dataset: Path, tm
     assert told == {"file": "last.safetensors", "sha256": hashlib.sha256(begun.read_bytes()).hexdigest(), "network": NETWORK}
     training = weights.load(tmp_path / "second" / "last.safetensors").metadata.training
     assert training["start"] == told
-    assert len(training[lineage.LEARNT_FROM]) == 8, "the same images at two sizes are the same images"
+    assert len(training[LEARNT_FROM]) == 8, "the same images at two sizes are the same images"
 
 
 def test_weights_that_learnt_from_a_validation_image_are_refused_at_any_size(dataset: Path, tmp_path: Path) -> None:

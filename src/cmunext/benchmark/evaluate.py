@@ -18,6 +18,7 @@ from cmunext.data.table import PATIENT_COLUMN, class_of, dataset_table
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image, read_mask
 from cmunext.inference.segmenter import BACKGROUND, Segmenter
+from cmunext.metadata import image_digest
 from cmunext.metrics import Counts, count
 
 
@@ -70,7 +71,7 @@ def evaluate(
     if not measured:
         raise InputError(f"none of the {len(names)} cases could be measured; the first: {failures[0][1]}")
 
-    results = [result for _, result in measured]
+    results, known = [result for _, result in measured], segmenter.metadata.learnt_from
     kept = measured_classes(classes)
     surfaces = np.array([result.surface for result in results])[:, kept] if surface else None  # N x K x 2
     return Evaluation(
@@ -86,6 +87,7 @@ def evaluate(
         surface_dice=None if surfaces is None else surfaces[..., 1],
         failures=tuple(failures),
         at=at,
+        learnt_from=None if known is None else sum(result.digest in known for result in results),
     )
 
 
@@ -110,6 +112,7 @@ def read_case(layout: Layout, name: str) -> tuple[NDArray[np.uint8], NDArray[np.
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
+    digest: str
     size: tuple[int, int]
     counts: Counts  # of (K,)
     reliability: tuple[Reliability, ...]
@@ -129,6 +132,7 @@ def _measure(segmenter: Segmenter, layout: Layout, name: str, at: Size, surface:
     probability = preprocessing.to_probability(segmenter.predict_logits(image), (height, width))
     mask = preprocessing.binarise(probability)
     return _Measured(
+        image_digest(image),
         (height, width),
         count(mask, truth),
         tuple(Reliability.of(p, t) for p, t in zip(probability, truth, strict=True)),

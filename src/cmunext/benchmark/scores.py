@@ -39,6 +39,7 @@ class Evaluation:
     hd95, surface_dice : (N, K), pixels and a share; None when they were not asked for.
     failures : (case, sentence) of those that could not be measured.
     at : "native" or "network", the size of comparison.
+    learnt_from : how many of the cases' images the weights learnt from; None when they do not say.
     """
 
     cases: tuple[str, ...]
@@ -53,6 +54,7 @@ class Evaluation:
     surface_dice: NDArray[np.float64] | None
     failures: tuple[tuple[str, str], ...]
     at: Size
+    learnt_from: int | None = None
 
     def per_image(self) -> dict[str, NDArray[np.float64]]:
         """Every score of each image, (N,): with several classes the mean over those for which it is defined."""
@@ -115,6 +117,7 @@ class Evaluation:
         intervals : 95 % percentile bootstrap of every per-image mean: {"level", "drawn", "iou": [low, high], ...}; "drawn" is the
             number of images, or of groups. With several classes an image counts by its mean over the classes.
         failures : [{"case", "error"}].
+        learnt_from : see `Evaluation`.
         """
         summary = summarise(self.counts if len(self.classes) > 1 else self.counts[:, 0])
         for name, values in self._by_class().items():
@@ -125,6 +128,7 @@ class Evaluation:
         per_image = self.per_image()
         if self.hd95 is not None:
             summary["hd95_median"] = float(np.median(self.hd95))
+        summary["learnt_from"] = self.learnt_from
         summary["ece_pooled"] = float(average([one.expected_calibration_error for one in self.reliability])[0])
         summary["reliability"] = {label: one.bins() for label, one in zip(self.classes, self.reliability, strict=True)}
         summary[f"share_iou_below_{MISS}"] = float((per_image["iou"] < MISS).mean())

@@ -128,6 +128,10 @@ def evaluate(
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         _print(document, evaluation)
+    if learnt := summary["learnt_from"]:
+        typer.echo(
+            f"warning: the weights learnt from {learnt} of these {summary['n']} images; on those the scores say nothing", err=True
+        )
     for failure in summary["failures"][:SHOWN]:
         typer.echo(f"not measured: {failure['case']}: {failure['error']}", err=True)
     if len(summary["failures"]) > SHOWN:

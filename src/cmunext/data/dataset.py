@@ -19,6 +19,7 @@ from cmunext.data.layout import Layout
 from cmunext.errors import InputError
 from cmunext.image.files import read_image, read_mask
 from cmunext.image.preprocess import Preprocessing
+from cmunext.metadata import image_digest
 from cmunext.storage import cache_folder, replacing
 
 CACHE_VERSION = 2  # goes up when the same files would give other arrays
@@ -34,8 +35,7 @@ class Cases:
     names : N names.
     images : uint8 N x H x W x C, in the channel order of the preprocessing.
     masks : uint8 N x V x H x W x K of 0 and 1. V is 1, or 4 when the mask was sampled under each of `FLIPS` (see `load_cases`).
-    image_digests : for each image 16 hexadecimal digits (of SHA-256) of its pixels at native size, whatever its name: names repeat
-        between datasets, and may say who a patient is.
+    image_digests : `metadata.image_digest` of each, from its native size.
     """
 
     names: tuple[str, ...]
@@ -107,7 +107,7 @@ def _decode(
     files: Sequence[Path], preprocessing: Preprocessing, under_flips: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
     native = read_image(files[0])
-    digest = hashlib.sha256(native.tobytes()).hexdigest()[:16]
+    digest = image_digest(native)
     masks = [read_mask(file) for file in files[1:]]
     for file, mask in zip(files[1:], masks, strict=True):
         if mask.shape != native.shape[:2]:

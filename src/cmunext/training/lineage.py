@@ -19,8 +19,6 @@ from cmunext.data.dataset import Cases
 from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
 
-LEARNT_FROM = "learnt_from"  # entry of a weights file's `training`: digests of all images that it and its ancestors learnt from
-
 
 @dataclass(frozen=True)
 class Ancestor:
@@ -29,12 +27,6 @@ class Ancestor:
     file: str
     digest: str
     weights: weights.Weights
-
-    @property
-    def learnt_from(self) -> frozenset[str] | None:
-        """`Cases.image_digests` of what the weights learnt from; None when their file does not say."""
-        said = self.weights.metadata.training.get(LEARNT_FROM)
-        return frozenset(said) if isinstance(said, list) else None
 
     def describe(self) -> dict[str, Any]:
         """What a run and its weights say about the ancestor."""
@@ -56,23 +48,23 @@ def require_unseen(ancestors: Iterable[Ancestor], validation: Cases) -> list[Anc
     """
     ancestors = list(ancestors)
     for ancestor in ancestors:
-        known = ancestor.learnt_from or frozenset()
+        known = ancestor.weights.metadata.learnt_from or frozenset()
         seen = [name for name, digest in zip(validation.names, validation.image_digests, strict=True) if digest in known]
         if seen:
             raise UsageError(
                 f"{ancestor.file} was trained on {len(seen)} of the {len(validation)} validation images of this run, "
                 f"{seen[0]!r} among them; give weights that were trained without them"
             )
-    return [ancestor for ancestor in ancestors if ancestor.learnt_from is None]
+    return [ancestor for ancestor in ancestors if ancestor.weights.metadata.learnt_from is None]
 
 
 def learnt_from(train: Cases, ancestors: Iterable[Ancestor]) -> list[str] | None:
     """`Cases.image_digests` of the training images and those of the ancestors, sorted; None when an ancestor does not say its own."""
     known = set(train.image_digests)
     for ancestor in ancestors:
-        if ancestor.learnt_from is None:
+        if ancestor.weights.metadata.learnt_from is None:
             return None
-        known |= ancestor.learnt_from
+        known |= ancestor.weights.metadata.learnt_from
     return sorted(known)
 
 

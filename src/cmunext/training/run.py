@@ -20,7 +20,7 @@ from cmunext.data.dataset import Cases, load_cases
 from cmunext.data.layout import Layout
 from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
-from cmunext.metadata import Metadata
+from cmunext.metadata import LEARNT_FROM, Metadata
 from cmunext.storage import write_json
 from cmunext.training import distill, host, lineage
 from cmunext.training.board import Board
@@ -304,5 +304,5 @@ def _provenance(task: Task, recipe: Recipe, cases: list[Cases], ancestors: tuple
         "seed": recipe.seed,
         "recipe": recipe.to_dict(),
         "program": f"cmunext {cmunext.__version__}, torch {torch.__version__}",
-        **({} if seen is None else {lineage.LEARNT_FROM: seen}),
+        **({} if seen is None else {LEARNT_FROM: seen}),
     }
