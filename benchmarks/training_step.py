@@ -166,6 +166,7 @@ def measure(name: str, threads: int, device: str) -> dict[str, Any]:
         pipes[make], theirs = context.Pipe()
         processes.append(context.Process(target=serve, args=(theirs, make, name, threads, device), daemon=True))
         processes[-1].start()
+        theirs.close()  # so that a process that dies ends the wait for it
         pipes[make].recv()
     seconds: dict[str, list[float]] = {make: [] for make in pipes}
     for _ in range(ROUNDS):

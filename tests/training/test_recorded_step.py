@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.datasets import write_dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmunext import weights
 from cmunext.errors import InputError
@@ -128,6 +128,26 @@ def test_a_run_goes_on_from_the_other_kind_of_step(dataset: Path, tmp_path: Path
                     patch.setattr(step, "record_on_gpu", keep_function)
                 run(dataset, out, *settings, **changes)
         assert_same(out, tmp_path / "eager", 2e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_batch_size_is_recorded_before_training_in_the_mode_of_training(
+    recorded, dataset: Path, tmp_path: Path, monkeypatch, frozen: bool
+) -> None:
+    """A graph cannot be told later that its norms are to be frozen, and recording draws random numbers."""
+    modes: list[bool] = []
+    first_step: list[int] = []
+    prepare = step.RecordedStep.prepare
+
+    def watch(self: step.RecordedStep, images: Tensor, targets: tuple[Tensor, ...]) -> None:
+        modes.append(next(module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)).training)
+        prepare(self, images, targets)
+
+    monkeypatch.setattr(step.RecordedStep, "prepare", watch)
+    frozen_setting = f"freeze_batch_statistics={str(frozen).lower()}"
+    run(dataset, tmp_path / "run", frozen_setting, on_step=lambda *_: first_step.append(len(modes)))
+    assert modes == [not frozen] * 2, "batches of 3 and of 2"
+    assert first_step[0] == 2
 
 
 def test_a_loss_that_is_not_finite_is_found_at_the_epochs_end(recorded, dataset: Path, tmp_path: Path) -> None:

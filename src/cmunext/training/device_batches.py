@@ -71,7 +71,7 @@ class DeviceBatches:
 
     def validation(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images and masks as they are."""
-        chosen = torch.from_numpy(indices).to(self.device)
+        chosen = self._moved(indices)
         return _channels_first(self.images[chosen]), _channels_first(self.masks[chosen, 0])
 
     def epoch(self, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:

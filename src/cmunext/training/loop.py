@@ -184,6 +184,9 @@ def _step(
             lay_out(average.module, layout)
 
     if resident:
+        network.train()  # as in the steps that are recorded
+        if recipe.freeze_batch_statistics:
+            _freeze_batch_statistics(network)
         torch.backends.cudnn.benchmark = True
         example = _example(train, recipe, fabric.device, with_teacher=teacher is not None)
         try:
@@ -221,9 +224,9 @@ def validate(
         images, masks = batches.validation(indices)
         with fabric.autocast():
             logits = network(normalise(images))
-        logits, truth = logits.float(), masks.to(fabric.device).bool()
+        logits, truth = logits.float(), masks.to(fabric.device, non_blocking=True).bool()
         predicted = _binarised(logits, recipe.preprocessing)
-        rows = torch.from_numpy(indices).to(fabric.device)
+        rows = torch.from_numpy(indices).to(fabric.device, non_blocking=True)
         totals[rows, :, 0] = loss_of(logits, truth.float()).double()
         for column, pixels in enumerate((predicted & truth, predicted & ~truth, ~predicted & truth), start=1):
             totals[rows, :, column] = pixels.sum((2, 3)).double()
@@ -258,7 +261,7 @@ def _not_finite(losses: list[float | Tensor], epoch: int, batches: list[np.ndarr
     names = ", ".join(train.names[index] for index in batches[batch])
     return InputError(
         f"the loss is {loss} at step {epoch * len(batches) + batch} (epoch {epoch + 1}, batch {batch + 1}), cases: {names}; "
-        "look at these images, or lower the learning rate; the weights of the epoch before are kept"
+        "look at these images, or lower the learning rate; last.ckpt holds an earlier state"
     )
 
 

@@ -56,7 +56,9 @@ def optimizer_of(network: nn.Module, recipe: Recipe, recorded: bool) -> torch.op
     kind: dict[str, Any] = {"fused": True} if recorded else {"foreach": True}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, **kind)
-    return torch.optim.AdamW(parameters, rate, weight_decay=recipe.weight_decay, capturable=recorded, **kind)
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=recipe.weight_decay, capturable=recorded, **kind)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the runs before a recording are meant
+    return optimizer
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -231,26 +233,32 @@ def record_on_gpu(compute: Callable[[], Tensor], undo: Callable[[], None]) -> tu
     -------
     A function that runs it again without waiting, and the tensor that then holds its result.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            compute()
-    torch.cuda.current_stream().wait_stream(stream)
+    here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(here)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                compute()
+    finally:
+        here.wait_stream(stream)
     undo()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = compute()
+    try:
+        with torch.cuda.graph(graph):
+            result = compute()
+    finally:
+        torch.cuda.set_stream(here)  # which a failed capture would leave on its own
     return graph.replay, result
 
 
 def fastest_layout(
     fabric: Fabric, network: nn.Module, loss_of: Loss, normalise: Normalise, batch: tuple[Tensor, ...], record: Record
 ) -> torch.memory_format:
-    """The layout in which forward and backward of this network are the fastest on this device, measured on a batch: images, targets."""
+    """The layout in which forward and backward of this network, in the mode that it is in, are the fastest on this device, measured on a
+    batch: images, targets."""
     seconds = {}
     for layout in LAYOUTS:
-        trial = deepcopy(network).train()
+        trial = deepcopy(network)
         lay_out(trial, layout)
 
         def compute(trial: nn.Module = trial, layout: torch.memory_format = layout) -> Tensor:
@@ -260,6 +268,7 @@ def fastest_layout(
             return loss.detach()
 
         replay, result = record(compute, lambda: None)
+        replay()  # the first also uploads it
         float(result)
         start = time.perf_counter()
         for _ in range(TRIALS):
