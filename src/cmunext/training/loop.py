@@ -195,12 +195,12 @@ def _step(
             recorded = RecordedStep(
                 fabric, network, optimizer, average, recipe.ema_decay, loss_of, normalise, layout, steps.record_on_gpu
             )
-            recorded.prepare(example[0], example[1:])
+            for count in sorted({len(example[0]), len(train) % recipe.batch_size} - {0}):  # an epoch's last batch may be smaller
+                recorded.prepare(example[0][:count], tuple(one[:count] for one in example[1:]))
             return recorded
         except RuntimeError as error:  # the network waits for the device, or memory is short
-            say(
-                f"the training step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}); it runs step by step, slower"
-            )
+            cause = str(error.__context__ or error).splitlines()[0]
+            say(f"the training step cannot be recorded as a CUDA graph ({cause}); it runs step by step, slower")
             for parameter in network.parameters():
                 parameter.grad = None
     lay_all_out(torch.channels_last)
