@@ -83,6 +83,7 @@ def ours(name: str, threads: int, device: str) -> Callable[[], Any]:
         step: Any = steps.RecordedStep(
             fabric, network, optimizer, average, decay, loss_of, normalise, layout, steps.record_on_gpu
         )
+        step.prepare(images, (masks,))
     else:
         host.keep_freed_memory()
         host.speed_up_narrow_norms(network)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.datasets import write_dataset
 from tests.tiny_training import one_layer
+from tests.training_here import train_here
 
 from cmunext import weights
 from cmunext.data.dataset import load_cases
@@ -24,23 +24,12 @@ from cmunext.metadata import LEARNT_FROM, Metadata
 from cmunext.training import distill
 from cmunext.training.batches import HostBatches, Normalise
 from cmunext.training.recipe import DEFAULT, with_settings
-from cmunext.training.run import Reporter, Task, train
 
 NETWORK = "tests.tiny_training:one_layer"
 RECIPE = with_settings(DEFAULT, ["epochs=3", "size=32", "batch_size=3", "learning_rate=0.05", "precision=32-true"])
 FILES = ("history.csv", "best.safetensors", "last.safetensors", "ema.safetensors", "recipe.json")
 SMALL = Preprocessing(height=32, width=32)
-
-
-@pytest.fixture(autouse=True)
-def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMUNEXT_NETWORKS", NETWORK)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    write_dataset(tmp_path / "data")
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("trusted")
 
 
 def write_teacher(path: Path, gain: float, preprocessing: Preprocessing = SMALL, classes: tuple[str, ...] = ("lesion",)) -> Path:
@@ -60,14 +49,8 @@ def run(
     dataset: Path, out: Path, *settings: str, step: Callable[[int, int], None] = lambda epoch, done: None, **changes
 ) -> list[str]:
     """Train here and give what was said."""
-    said: list[str] = []
-    recipe = with_settings(RECIPE, settings)
-    task = Task(dataset, Path("train.txt"), Path("val.txt"), NETWORK, recipe, out, {}, device="cpu", threads=1)
-    reporter = Reporter(
-        said.append, lambda _: lambda: None, lambda epoch, done, _batches, _loss: step(epoch, done), lambda _: None
-    )
-    train(replace(task, **changes), reporter)
-    return said
+    on_step = lambda epoch, done, _batches, _loss: step(epoch, done)  # noqa: E731
+    return train_here(NETWORK, with_settings(RECIPE, settings), dataset, out, on_step, **changes)
 
 
 def probabilities(file: Path, dataset: Path) -> torch.Tensor:

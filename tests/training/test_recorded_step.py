@@ -4,34 +4,22 @@ and what surrounds it (static inputs, rates as tensors, undoing the runs before,
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.datasets import write_dataset
+from tests.training_here import train_here
 from torch import Tensor, nn
 
 from cmunext import weights
 from cmunext.errors import InputError
 from cmunext.training import device_batches, step
 from cmunext.training.recipe import DEFAULT, with_settings
-from cmunext.training.run import Reporter, Task, train
 
 RECIPE = with_settings(DEFAULT, ["epochs=3", "size=32", "batch_size=3", "precision=32-true"])  # 8 cases: batches of 3, 3 and 2
 NETWORK = "tests.tiny_training:three_layers"  # with a norm, and not so deep that rounding grows
 OPTIMIZERS = (("optimizer=sgd", "learning_rate=0.05"), ("optimizer=adamw", "learning_rate=0.002", "schedule=cosine"))
-
-
-@pytest.fixture(autouse=True)
-def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMUNEXT_NETWORKS", NETWORK)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    write_dataset(tmp_path / "data")
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("trusted")
 
 
 def keep_function(compute: Callable[[], Tensor], undo: Callable[[], None]) -> tuple[Callable[[], None], Tensor]:
@@ -54,13 +42,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(dataset: Path, out: Path, *settings: str, **changes) -> list[str]:
     """Train here and give what was said."""
-    said: list[str] = []
-    on_step = changes.pop("on_step", lambda *_: None)
-    task = Task(
-        dataset, Path("train.txt"), Path("val.txt"), NETWORK, with_settings(RECIPE, settings), out, {}, device="cpu", threads=1
-    )
-    train(replace(task, **changes), Reporter(said.append, lambda _: lambda: None, on_step, lambda _: None))
-    return said
+    return train_here(NETWORK, with_settings(RECIPE, settings), dataset, out, **changes)
 
 
 def assert_same(first: Path, second: Path, tolerance: float) -> None:

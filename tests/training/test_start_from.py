@@ -2,45 +2,27 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.datasets import write_dataset
 from tests.tiny_training import one_layer
+from tests.training_here import train_here
 
 from cmunext import weights
 from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import LEARNT_FROM, Metadata
 from cmunext.training.recipe import DEFAULT, with_settings
-from cmunext.training.run import Reporter, Task, train
 
 NETWORK = "tests.tiny_training:one_layer"
 RECIPE = with_settings(DEFAULT, ["epochs=2", "size=32", "batch_size=3", "ema_decay=0.0", "precision=32-true"])
-
-
-@pytest.fixture(autouse=True)
-def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMUNEXT_NETWORKS", NETWORK)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    write_dataset(tmp_path / "data")
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("trusted")
 
 
 def run(dataset: Path, out: Path, *settings: str, **changes) -> list[str]:
     """Train here and give what was said."""
-    said: list[str] = []
-    task = Task(
-        dataset, Path("train.txt"), Path("val.txt"), NETWORK, with_settings(RECIPE, settings), out, {}, device="cpu", threads=1
-    )
-    reporter = Reporter(said.append, lambda _: lambda: None, lambda *_: None, lambda _: None)
-    train(replace(task, **changes), reporter)
-    return said
+    return train_here(NETWORK, with_settings(RECIPE, settings), dataset, out, **changes)
 
 
 def tensors(file: Path) -> dict[str, torch.Tensor]:

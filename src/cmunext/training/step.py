@@ -169,9 +169,7 @@ class RecordedStep:
         self.recordings[len(images)] = (inputs, replay, loss)
 
     def __call__(self, images: Tensor, targets: tuple[Tensor, ...], part: Share, rate: float) -> Tensor:
-        """The loss of the batch, see `EagerStep`."""
-        if len(images) not in self.recordings:
-            self.prepare(images, targets)
+        """The loss of the batch, see `EagerStep`; batches of its size are prepared."""
         inputs, replay, loss = self.recordings[len(images)]
         for kept, given in zip(inputs, (images, *targets), strict=True):
             kept.copy_(given)
