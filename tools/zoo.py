@@ -86,7 +86,7 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
     """results/zoo.json: an entry a finished cell of the grids, with its scores in the columns paper, last and clean; and one for each card
     of bundled weights that were scored on a validation list, in the column last."""
     from cmunext.benchmark.cell import CONFIG, Store
-    from cmunext.benchmark.grid import read_grid
+    from cmunext.benchmark.grid_file import read_grid
     from cmunext.benchmark.results import value_of
     from cmunext.storage import write_json
 
@@ -120,7 +120,7 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
 def collect(out: Path, grid: Path) -> None:
     """Pack the results of a grid and the weights of its finished cells."""
     from cmunext.benchmark.cell import Store
-    from cmunext.benchmark.grid import read_grid
+    from cmunext.benchmark.grid_file import read_grid
 
     store, top = Store(grid.parent), grid.parents[2]
     files = [path for part in ("cells", "tables", "figures") for path in (grid.parent / part).rglob("*") if path.is_file()]

@@ -17,7 +17,7 @@ from tests.grids import ONE, THREE, content, digests, write_grid
 
 from cmunext.benchmark.cell import Store, check_agreement, run_cell
 from cmunext.benchmark.estimate import duration, plans
-from cmunext.benchmark.grid import read_grid
+from cmunext.benchmark.grid_file import read_grid
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
 

@@ -12,7 +12,8 @@ import pytest
 
 from cmunext.benchmark.cell import Store
 from cmunext.benchmark.gallery import examples
-from cmunext.benchmark.grid import Cell, read_grid
+from cmunext.benchmark.grid import Cell
+from cmunext.benchmark.grid_file import read_grid
 from cmunext.benchmark.published import ABLATION, PUBLISHED_SCORES
 from cmunext.benchmark.results import cells_of, columns_of, frames_per_second, p_values, u_score, value_of
 from cmunext.benchmark.tables import write_tables

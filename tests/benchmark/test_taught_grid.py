@@ -7,7 +7,7 @@ import pytest
 from tests.grids import ONE, THREE, content, digests, write_grid
 
 from cmunext.benchmark.cell import CONFIG, Store
-from cmunext.benchmark.grid import read_grid
+from cmunext.benchmark.grid_file import read_grid
 from cmunext.cli.main import main
 from cmunext.errors import UsageError
 from cmunext.weights import load

@@ -48,7 +48,7 @@ def benchmark(
     Kill it anywhere and start it again: only what is missing is done. A cell that fails is recorded and stops no other; the exit
     code is then 1. Where files are missing a table's cell stays empty.
     """
-    from cmunext.benchmark.grid import read_grid
+    from cmunext.benchmark.grid_file import read_grid
     from cmunext.errors import UsageError
 
     if only not in ("", "tables", "figures"):
