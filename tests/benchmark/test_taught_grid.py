@@ -1,6 +1,8 @@
 """Grids whose cells learn from the weights of others, or start from a file, and a limit of time."""
 
 import json
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from tests.grids import ONE, THREE, content, digests, write_grid
 
 from cmunext.benchmark.cell import CONFIG, Store
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
 from cmunext.errors import UsageError
 from cmunext.weights import load
@@ -84,3 +87,13 @@ def test_a_grid_stops_when_its_time_is_over_and_goes_on_later(tmp_path, monkeypa
     whole = write_grid(tmp_path / "whole", taught_content(**TAUGHT))
     assert main(["benchmark", str(whole), "--minutes", "60"]) == 0
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
+
+
+def test_the_time_limit_wakes_a_process_that_waits_and_ignores_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+    try:
+        with pytest.raises(KeyboardInterrupt), _time_limit(0.001):
+            assert threading.Event().wait(60), "nothing woke it"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -107,20 +107,31 @@ def _run(grid: "Grid", out: Path, workers: int, cluster: str) -> dict[str, str]:
 
 @contextmanager
 def _time_limit(minutes: float | None) -> "Iterator[None]":
-    """Interrupt this process, as Ctrl-C does, when the time is over."""
+    """Interrupt this process, as Ctrl-C does, when the time is over; also where Ctrl-C is ignored, as in the background of a shell."""
+    import signal
     import threading
     from _thread import interrupt_main
 
     if minutes is None:
         yield
         return
-    timer = threading.Timer(60 * minutes, interrupt_main)
+    main = threading.main_thread().ident
+
+    def interrupt() -> None:
+        if main is not None and hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, signal.SIGINT)  # which also wakes it from waiting for workers
+        else:
+            interrupt_main()
+
+    timer = threading.Timer(60 * minutes, interrupt)
     timer.daemon = True
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_plan(grid: "Grid", out: Path, workers: int) -> None:
