@@ -7,14 +7,15 @@ import pytest
 from cmunext.benchmark.evaluate import evaluate
 from cmunext.data.layout import Layout
 from cmunext.demo import demonstrate
-from cmunext.inference.segmenter import Segmenter, bundled_names
+from cmunext.inference.named_weights import weight_names
+from cmunext.inference.segmenter import Segmenter
 
 NAME, BREAST = "cmunext-s-busi", "cmunext-s-breast"
 
 
 @pytest.fixture(scope="module")
 def busi(shared: Path) -> Layout:
-    if NAME not in bundled_names():
+    if NAME not in weight_names():
         pytest.skip(f"this checkout holds no bundled weights {NAME}")
     return Layout.open(shared / "data" / "busi")
 
@@ -38,7 +39,7 @@ def test_torch_gives_the_same_score(busi, through_onnx):
 
 
 def test_the_breast_model_finds_phantoms_and_claims_no_held_out_score(tmp_path):
-    if BREAST not in bundled_names():
+    if BREAST not in weight_names():
         pytest.skip(f"this checkout holds no bundled weights {BREAST}")
     segmenter = Segmenter.load(BREAST, "onnxruntime")
     found = demonstrate(segmenter, tmp_path, count=8)

@@ -10,7 +10,7 @@ from tests.tiny_network import describe, write_network
 from cmunext import demo
 from cmunext.cli.main import main
 from cmunext.image.files import read_grey, read_image, read_mask
-from cmunext.inference.segmenter import bundled_names
+from cmunext.inference.named_weights import weight_names
 from cmunext.phantom import simulate
 
 
@@ -75,7 +75,7 @@ def test_weights_of_several_classes_do_not_fit(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_bundled_weights_find_the_phantoms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if "cmunext-s-busi" not in bundled_names():
+    if "cmunext-s-busi" not in weight_names():
         pytest.skip("the weights cmunext-s-busi are not bundled in this checkout")
     assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)

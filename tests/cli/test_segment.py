@@ -13,7 +13,7 @@ from tests.tiny_network import dark_discs, describe, write_network
 
 from cmunext.cli.main import main
 from cmunext.image.files import read_image, read_mask, write_image
-from cmunext.inference.segmenter import bundled_names
+from cmunext.inference.named_weights import weight_names
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +298,6 @@ def test_the_whole_process_starts_fast(folder: Path, network: str) -> None:
             times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return min(times)
 
-    weights = "cmunext-s-busi" if "cmunext-s-busi" in bundled_names() else network
+    weights = "cmunext-s-busi" if "cmunext-s-busi" in weight_names() else network
     libraries = least("-c", "import numpy, cv2, onnxruntime")
     assert least("-m", "cmunext", "segment", "images/case (2).png", "--weights", weights) <= 1.5 * libraries + 0.5

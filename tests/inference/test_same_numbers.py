@@ -11,8 +11,9 @@ from cmunext.image.files import find_images, read_image
 from cmunext.image.overlay import COLOURS, _label
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.lesions import _measure_region
+from cmunext.inference.named_weights import weight_names
 from cmunext.inference.results import segment_files
-from cmunext.inference.segmenter import Segmenter, bundled_names
+from cmunext.inference.segmenter import Segmenter
 
 IMAGES = 20
 
@@ -54,7 +55,7 @@ def plain_overlay(image: np.ndarray, mask: np.ndarray, lesions: list[dict]) -> n
     return picture
 
 
-@pytest.mark.skipif("cmunext-s-busi" not in bundled_names(), reason="the bundled weights are not in this installation")
+@pytest.mark.skipif("cmunext-s-busi" not in weight_names(), reason="the bundled weights are not in this installation")
 def test_files_of_real_images_hold_what_the_plain_formulas_give(shared: Path, tmp_path: Path) -> None:
     found = find_images([shared / "data" / "busi" / "images"])
     sources = found[:: len(found) // IMAGES][:IMAGES]

@@ -12,8 +12,9 @@ from tests.tiny_network import DARK, dark_discs, describe, write_network
 
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import write_image
-from cmunext.inference import backends, segmenter
-from cmunext.inference.segmenter import Segmenter, bundled_names
+from cmunext.inference import backends
+from cmunext.inference.named_weights import weight_names
+from cmunext.inference.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +104,20 @@ def test_neither_segmenting_nor_reading_imports_torch(network: Path, tmp_path: P
     assert json.loads(output) == [1, []]
 
 
-def test_bundled_weights_are_found_by_name(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_found_by_name_in_a_folder_too(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path / "none"))
+    of_the_package = weight_names()
     (tmp_path / "small-one.onnx").write_bytes(network.read_bytes())
     (tmp_path / "small-one.json").write_text("{}")
-    monkeypatch.setattr(segmenter, "_ZOO", tmp_path)
-    assert bundled_names() == ("small-one",)
+    monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path))
+    assert weight_names() == tuple(sorted((*of_the_package, "small-one")))
     assert len(Segmenter.load("small-one")(dark_discs()).lesions) == 1
     assert Segmenter.load("small-one", backend="onnxruntime").metadata.network == "tiny"
-    with pytest.raises(UsageError, match=r"no weights 'other'; bundled are small-one"):
+    with pytest.raises(UsageError, match=r"no weights 'other'; by name there are .*small-one"):
         Segmenter.load("other")
     with pytest.raises(UsageError, match="no backend 'tflite'"):
         Segmenter.load("small-one", backend="tflite")
-    with pytest.raises(UsageError, match="no such weights file"):
+    with pytest.raises(UsageError, match=r"not here as \.safetensors"):
         Segmenter.load("small-one", backend="torch")
 
 

@@ -41,7 +41,7 @@ class Row:
 
     Attributes
     ----------
-    network : as it was asked for: a registered name, the name of bundled weights, or a file.
+    network : as it was asked for: a registered name, the name of weights that come along, or a file.
     backend, precision, threads : what ran it. The precision is what the runtime says, "int8" for such a file.
     median_ms, p5_ms, p95_ms : of one image's way through the network, milliseconds; median, 5th and 95th percentile.
     images_per_second : one after the other, from the median.
@@ -84,7 +84,7 @@ def measure(
 
     Parameters
     ----------
-    networks : registered names (random weights, with the batch statistics of simulated images), names of bundled weights, or files.
+    networks : registered names (random weights, with the batch statistics of simulated images), names of weights that come along, or files.
     backends : keys of `RUNS_IN`; none means those that are installed.
     precisions : "float32", "bfloat16"; none means all that a backend runs in.
     threads : of the CPU.

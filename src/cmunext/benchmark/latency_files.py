@@ -11,7 +11,7 @@ import numpy as np
 from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.backends import BACKENDS, SUFFIXES
-from cmunext.inference.segmenter import bundled_names, weights_path
+from cmunext.inference.named_weights import weight_names, weights_path
 from cmunext.metadata import Metadata
 from cmunext.phantom import simulate
 
@@ -83,7 +83,7 @@ def _existing(name: str, random: Path) -> dict[str, Path]:
         if not path.is_file():
             raise UsageError(f"{path}: there is no such weights file; check the name")
         return _with_twin(path) if path.suffix.lower() == ".onnx" else {"torch": path}
-    if name in bundled_names():
+    if name in weight_names():
         return _with_twin(weights_path(name, ".onnx"))
     _build(name, random)
     return {"torch": random}
@@ -102,8 +102,8 @@ def _form(backend: str) -> str:
 def _build(name: str, path: Path) -> None:
     """Write a registered network with random weights, the same ones every time."""
     if not find_spec("torch"):
-        bundled = ", ".join(bundled_names()) or "none"
-        raise UsageError(f"{name!r} is built by PyTorch, which is not installed; give .onnx weights, or bundled ones ({bundled})")
+        named = ", ".join(weight_names()) or "none"
+        raise UsageError(f"{name!r} is built by PyTorch, which is not installed; give .onnx weights, or a name ({named})")
     import torch
 
     from cmunext import networks, weights

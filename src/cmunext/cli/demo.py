@@ -13,7 +13,7 @@ def demo(
     count: Annotated[int, typer.Option(min=1, help="Phantoms.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first phantom; the others follow.")] = 0,
     weights: Annotated[
-        str, typer.Option(help="Name of bundled weights, or a file: .onnx, .safetensors, .pth.")
+        str, typer.Option(help="Name of weights that come along, or a file: .onnx, .safetensors, .pth.")
     ] = "cmunext-s-busi",
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")] = False,
 ) -> None:

@@ -249,5 +249,5 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _sha256(path: Path) -> str | None:
-    """Of a file's content; None for bundled weights, which are known by their name."""
+    """Of a file's content; None for weights given by name, which are known by their name."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def export(
     weights: Annotated[
         str,
-        typer.Argument(help="Weights: a .safetensors file, an official .pth checkpoint, or a bundled name.", show_default=False),
+        typer.Argument(help="Weights: a .safetensors file, an official .pth checkpoint, or a name.", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="The .onnx file to write.", show_default=False)],
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16; arithmetic stays float32.")] = False,
@@ -46,7 +46,7 @@ def export(
     from cmunext.export.onnx import export as write_onnx
     from cmunext.export.onnx import preprocessing_at
     from cmunext.export.samples import of_dataset
-    from cmunext.inference.segmenter import weights_path
+    from cmunext.inference.named_weights import weights_path
 
     if half and int8:
         raise UsageError("--half and --int8 exclude each other; choose one")

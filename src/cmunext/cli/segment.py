@@ -16,7 +16,7 @@ def segment(
         list[str] | None, typer.Argument(metavar="PATH...", help="Images, folders of images, glob patterns, or video files.")
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="Name of bundled weights, or a file: .onnx, .safetensors, .pth.")
+        str, typer.Option(help="Name of weights that come along, or a file: .onnx, .safetensors, .pth.")
     ] = "cmunext-s-busi",
     out: Annotated[Path, typer.Option(help="Folder for masks, overlays and segmentation.json.")] = Path("segmentation"),
     backend: Annotated[

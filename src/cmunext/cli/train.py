@@ -13,7 +13,9 @@ def train(
     network: Annotated[str, typer.Option(help="Network name (`cmunext networks`), or module:callable for your own.")],
     train: Annotated[Path, typer.Option(help="List of training cases, a name a line; looked for in DATASET too.")],
     val: Annotated[Path, typer.Option(help="List of validation cases.")],
-    recipe: Annotated[str, typer.Option(help="default, paper, strong, or a JSON file such as a run's recipe.json.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="default, paper, strong, robust, or a JSON file such as a run's recipe.json.")
+    ] = "default",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE changes one entry of the recipe: epochs=20, size=128, ...")
     ] = None,
@@ -33,7 +35,7 @@ def train(
     ] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option(help="Weights (.safetensors) of the same network to start from (fine-tuning), or the name of bundled ones."),
+        typer.Option(help="Weights (.safetensors) of the same network to start from (fine-tuning), or a name."),
     ] = None,
     licence: Annotated[str, typer.Option(help="Terms of the data, written into the weights.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")] = False,
@@ -50,7 +52,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from cmunext.errors import UsageError
-    from cmunext.inference.segmenter import weights_path
+    from cmunext.inference.named_weights import weights_path
     from cmunext.training import recipe as recipes
     from cmunext.training.run import Reporter, Task
     from cmunext.training.run import train as run_training

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +10,14 @@ from numpy.typing import NDArray
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image
 from cmunext.image.preprocess import Preprocessing
-from cmunext.inference.backends import BACKENDS, SUFFIXES, Backend, open_weights
+from cmunext.inference.backends import Backend, open_weights
 from cmunext.inference.lesions import Lesion, Spacing, measure
+from cmunext.inference.named_weights import weights_path
 from cmunext.metadata import Metadata
 
 DEFAULT_WEIGHTS = "cmunext-s-busi"
 BACKGROUND = "background"  # a class of this name is segmented, but is no lesion
-_ZOO = files("cmunext.zoo")
-_BUNDLED_SUFFIX: Mapping[str, str] = {  # backend -> which twin
+_TWIN: Mapping[str, str] = {  # backend -> which file of weights that are named
     "auto": ".onnx",
     "onnxruntime": ".onnx",
     "openvino": ".onnx",
@@ -65,11 +63,11 @@ class Segmenter:
         streams: int | None = None,
         measure: bool = False,
     ) -> "Segmenter":
-        """Load weights: the name of bundled ones (`bundled_names()`), or a file ending in .onnx, .safetensors, .pth or .pt.
+        """Load weights: a name (`named_weights.weight_names()`), or a file ending in .onnx, .safetensors, .pth or .pt.
 
         Parameters
         ----------
-        backend : "onnxruntime", "openvino", "torch", or "auto": by the file's suffix, and for .onnx (bundled weights too) onnxruntime
+        backend : "onnxruntime", "openvino", "torch", or "auto": by the file's suffix, and for .onnx (named weights too) onnxruntime
             unless openvino was measured to be faster on this machine.
         device : "cpu", "cuda", and with onnxruntime "tensorrt", "coreml" or "directml".
         threads : of the CPU; None leaves it to the runtime.
@@ -83,13 +81,10 @@ class Segmenter:
         UsageError : when there are no such weights, backend or device, or they do not go together.
         InputError : when the file's content cannot be used.
         """
-        if str(weights).lower().endswith(SUFFIXES):
-            return cls(open_weights(Path(weights), backend, device, threads, precision, streams, measure))
-        _expect_bundled(str(weights))
-        if backend not in _BUNDLED_SUFFIX:
-            raise UsageError(f"there is no backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
-        with as_file(_ZOO / f"{weights}{_BUNDLED_SUFFIX[backend]}") as path:
-            return cls(open_weights(path, backend, device, threads, precision, streams, measure))
+        if backend not in _TWIN:
+            raise UsageError(f"there is no backend {backend!r}; choose one of {', '.join(_TWIN)}")
+        path = weights_path(weights, _TWIN[backend])
+        return cls(open_weights(path, backend, device, threads, precision, streams, measure))
 
     @property
     def metadata(self) -> Metadata:
@@ -148,28 +143,3 @@ class Segmenter:
         if self.metadata.num_classes == 1:
             mask, probability = mask[0], probability[0]
         return Segmentation(mask, probability, lesions, self.metadata.classes)
-
-
-def weights_path(weights: str | PathLike[str], suffix: str = ".onnx") -> Path:
-    """The file that is meant: a path as it is, and of bundled weights the twin of that suffix.
-
-    Raises UsageError when there are no bundled weights of that name, or this installation has no such twin.
-    """
-    if str(weights).lower().endswith(SUFFIXES):
-        return Path(weights)
-    _expect_bundled(str(weights))
-    path = Path(str(_ZOO / f"{weights}{suffix}"))
-    if not path.is_file():
-        raise UsageError(f"the bundled weights {str(weights)!r} are not here as {suffix}; name a file of your own")
-    return path
-
-
-def _expect_bundled(name: str) -> None:
-    if name not in bundled_names():
-        known = ", ".join(bundled_names()) or "none in this installation"
-        raise UsageError(f"there are no weights {name!r}; bundled are {known}; a file ends in {', '.join(SUFFIXES)}")
-
-
-def bundled_names() -> tuple[str, ...]:
-    """The names of the weights that come with the package."""
-    return tuple(sorted(entry.name.removesuffix(".onnx") for entry in _ZOO.iterdir() if entry.name.endswith(".onnx")))

@@ -125,7 +125,14 @@ STRONG = replace(
 """AdamW with warm-up and cosine, moderate changes of geometry and intensity, EMA: found on an inner split of a training list, see
 results/levers, which also tells what did not help."""
 
-RECIPES: dict[str, Recipe] = {"paper": PAPER, "default": DEFAULT, "strong": STRONG}
+ROBUST = replace(
+    STRONG,
+    name="robust",
+    augmentation=replace(STRONG.augmentation, intensity=1.0, brightness=0.2, contrast=1.6, gamma=1.8, noise=0.04),
+)
+"""`STRONG` with large changes of intensity in every image: for images of scanners that are not in the training list, see results/levers."""
+
+RECIPES: dict[str, Recipe] = {"paper": PAPER, "default": DEFAULT, "strong": STRONG, "robust": ROBUST}
 
 PAPER_QUIRKS = {
     "double normalisation": "preprocessing.final_scale = 1/255: ImageNet normalisation, then a second division by 255",
