@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ROOT / "results" / "zoo" / "grid.json"
-OTHERS = ("busbra-busi", "busi")  # grids beside it whose cells stand in zoo.json too
+OTHERS = ("sizes", "busbra-busi", "busi")  # grids beside it whose cells stand in zoo.json too
 SIDE = 256
 
 
@@ -121,6 +121,7 @@ def collect(out: Path, grid: Path) -> None:
     """Pack the results of a grid and the weights of its finished cells."""
     from cmunext.benchmark.cell import Store
     from cmunext.benchmark.grid_file import read_grid
+    from cmunext.weights import halved
 
     store, top = Store(grid.parent), grid.parents[2]
     files = [path for part in ("cells", "tables", "figures") for path in (grid.parent / part).rglob("*") if path.is_file()]
@@ -131,22 +132,10 @@ def collect(out: Path, grid: Path) -> None:
         for cell in read_grid(grid).cells:
             weights = store.last_weights(cell)
             if not store.missing(cell) and weights.is_file():
-                content = half(weights)
+                content = halved(weights)
                 entry = tarfile.TarInfo(str(weights.relative_to(top)))
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-
-
-def half(weights: Path) -> bytes:
-    """A weights file with its tensors in float16 and its metadata as they are."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save
-
-    with safe_open(weights, framework="pt") as stored:
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        metadata = stored.metadata()
-    return save({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}, metadata)
 
 
 def main() -> int:

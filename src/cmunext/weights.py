@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as content_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -49,6 +50,14 @@ def save(path: str | os.PathLike[str], network: nn.Module, metadata: Metadata) -
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {KEY: metadata.to_json()})
+
+
+def halved(path: str | os.PathLike[str]) -> bytes:
+    """The content of a .safetensors file with its float32 tensors as float16 and its metadata as they are; `load` reads it as float32."""
+    with safe_open(path, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata()
+    return content_of({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
