@@ -11,7 +11,8 @@ PAGE = Path(__file__).with_name("cli.md")
 
 def reference() -> str:
     """The page: every command with its help, arguments and options."""
-    head = "Made by `python docs/cli_reference.py` from the code. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."
+    codes = "Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted or out of time."
+    head = f"Made by `python docs/cli_reference.py` from the code. {codes}"
     parts = ["# Commands\n", f"{head}\n"]
     for name in COMMANDS:
         program = typer.main.get_command(command(name))

@@ -108,6 +108,10 @@ def test_files_must_hold_the_same_cases(tmp_path):
         compare_files([files["a"]])
     with pytest.raises(UsageError, match="twice"):
         compare_files([files["a"], files["a"]])
+    for name, side in (("large", 64), ("small", 32)):
+        (tmp_path / f"{name}.csv").write_text(f"case,height,width,iou\nx,{side},{side},0.5\n")
+    with pytest.raises(InputError, match=r"'x' was measured at 64x64 in .*large\.csv and at 32x32 in .*small\.csv"):
+        compare_files([tmp_path / "large.csv", tmp_path / "small.csv"])
     with pytest.raises(InputError, match="no column 'dice'"):
         compare_files([files["a"], files["b"]], "dice")
     with pytest.raises(InputError, match="no numbers"):

@@ -113,6 +113,8 @@ def test_what_cannot_be_measured(network: Path, tmp_path: Path, capsys: pytest.C
     ):
         with pytest.raises(UsageError, match=message):
             measure([str(network)], **arguments)
+    with pytest.raises(UsageError, match=r"no weights 'cmunext-s-brest'; networks are cmunext-s, .* weights are"):
+        measure(["cmunext-s-brest"])
     with pytest.raises(UsageError, match="no such weights file"):
         measure([str(tmp_path / "none.onnx")])
     (tmp_path / "bad.onnx").write_text("no model")

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import typer
 from tests.grids import ONE, THREE, content, digests, write_grid
 
 from cmunext.benchmark.cell import CONFIG, Store
@@ -82,6 +83,7 @@ def test_a_grid_stops_when_its_time_is_over_and_goes_on_later(tmp_path, monkeypa
     monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
     path = write_grid(tmp_path / "stopped", taught_content(**TAUGHT))
     assert main(["benchmark", str(path), "--minutes", "0.001"]) == 130
+    assert "the 0.001 minutes are over" in capsys.readouterr().err
     assert any(Store(tmp_path / "stopped").missing(cell) for cell in read_grid(path).cells)
     assert main(["benchmark", str(path)]) == 0
     whole = write_grid(tmp_path / "whole", taught_content(**TAUGHT))
@@ -92,8 +94,9 @@ def test_a_grid_stops_when_its_time_is_over_and_goes_on_later(tmp_path, monkeypa
 def test_the_time_limit_wakes_a_process_that_waits_and_ignores_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     try:
-        with pytest.raises(KeyboardInterrupt), _time_limit(0.001):
+        with pytest.raises(typer.Exit) as stopped, _time_limit(0.001):
             assert threading.Event().wait(60), "nothing woke it"
+        assert stopped.value.exit_code == 130
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -161,12 +161,13 @@ def test_intervals_draw_patients_where_they_are_known(weights, dataset, capsys):
         (["--pictures", "DATASET/val.txt"], 2, "is a file"),
         (["--out", "DATASET/val.txt"], 2, "the list itself"),
         (["--out", "WEIGHTS"], 2, "the weights itself"),
+        (["--out", "DATASET/images/benign (2).png"], 2, "is there and is no score table"),
         (["--out", "WEIGHTS/new/scores.csv"], 1, "bright.onnx is not a folder"),
     ],
 )
 def test_wrong_calls_are_one_sentence(weights, dataset, capsys, change, code, words):
     change = [part.replace("DATASET", str(dataset)).replace("WEIGHTS", str(weights)) for part in change]
-    before = {path: path.read_bytes() for path in (weights, dataset / "val.txt")}
+    before = {path: path.read_bytes() for path in (weights, dataset / "val.txt", dataset / "images/benign (2).png")}
     assert main(["evaluate", str(weights), str(dataset), "--list", "val.txt", "--json", *change]) == code
     printed = capsys.readouterr()
     assert printed.out == ""

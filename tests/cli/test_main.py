@@ -51,6 +51,15 @@ def test_failures_become_one_sentence(error, code: int, told: str, monkeypatch, 
     assert printed.count("\n") == 1
 
 
+def test_ctrl_c_within_a_command_is_told(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmunext.cli.demo.demo", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; finished files are whole and stay\n"
+
+
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: str) -> int:
         raise ZeroDivisionError

@@ -130,6 +130,7 @@ def test_a_single_bad_file(folder: Path, network: str, capfd: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["none.png"], "none.png: there is no such file"),
+        (["images", "--frames", "3"], "neither a video nor a --camera"),
         (["images", "none*.png"], "no image matches"),
         (["empty"], "no image in this folder"),
         (["images", "--weights", "none"], "there are no weights 'none'"),

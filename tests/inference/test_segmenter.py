@@ -106,6 +106,9 @@ def test_neither_segmenting_nor_reading_imports_torch(network: Path, tmp_path: P
 
 def test_weights_are_found_by_name_in_a_folder_too(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match=r"CMUNEXT_ZOO is .*none, which is no folder"):
+        Segmenter.load("small-one")
+    monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path))
     of_the_package = weight_names()
     (tmp_path / "small-one.onnx").write_bytes(network.read_bytes())
     (tmp_path / "small-one.json").write_text("{}")
@@ -113,11 +116,11 @@ def test_weights_are_found_by_name_in_a_folder_too(network: Path, tmp_path: Path
     assert weight_names() == tuple(sorted((*of_the_package, "small-one")))
     assert len(Segmenter.load("small-one")(dark_discs()).lesions) == 1
     assert Segmenter.load("small-one", backend="onnxruntime").metadata.network == "tiny"
-    with pytest.raises(UsageError, match=r"no weights 'other'; by name there are .*small-one"):
+    with pytest.raises(UsageError, match=r"no weights 'other' as .onnx; by name there are .*small-one"):
         Segmenter.load("other")
     with pytest.raises(UsageError, match="no backend 'tflite'"):
         Segmenter.load("small-one", backend="tflite")
-    with pytest.raises(UsageError, match=r"not here as \.safetensors"):
+    with pytest.raises(UsageError, match=r"no weights 'small-one' as \.safetensors"):
         Segmenter.load("small-one", backend="torch")
 
 

@@ -84,6 +84,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cases(run, tmp_path: Path
     told = done.told
     assert "the loss is nan at step" in told
     assert any(name in told for name in names)
+    assert f"nothing was saved, delete {tmp_path / 'run'}" in told
 
 
 def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
@@ -121,6 +122,8 @@ def test_weights_do_not_need_the_file_that_training_began_with(run, tmp_path: Pa
         (("--network", "cmunext-xl"), 2, "no network 'cmunext-xl'"),
         (("--val", "missing.txt"), 2, "missing.txt is neither a file"),
         (("--device", "tpu"), 2, "choose auto, cpu or cuda"),
+        (("--network-arguments", '{"in_channels": 1}'), 2, "in_channels is 1, and recipe and masks make it 3"),
+        (("--network-arguments", '{"num_classes": 2}'), 2, "num_classes is 2, and recipe and masks make it 1"),
     ],
 )
 def test_wrong_calls_are_one_sentence(run, tmp_path: Path, more: tuple[str, ...], code: int, told: str) -> None:
@@ -128,5 +131,6 @@ def test_wrong_calls_are_one_sentence(run, tmp_path: Path, more: tuple[str, ...]
     done = run(tmp_path / "data", tmp_path / "run", *more)
     assert done.code == code, done.told
     assert told in done.told
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists(), "a refused call leaves nothing behind"
     assert "Traceback" not in done.told

@@ -64,10 +64,13 @@ def test_settings() -> None:
         ("ema_decay=1.0", r"\[0, 1\)"),
         ("distill_weight=1.5", r"\[0, 1\]"),
         ("preprocessing.channels=hsv", "rgb, bgr, grey"),
+        ("preprocessing.final_scale=0", "must be positive"),
+        ("seed=-4", "seed is -4; it must lie in 0"),
+        ("seed=99999999999999999999999", "it must lie in 0"),
     ],
 )
 def test_bad_settings_are_told(setting: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UsageError, match=told):
         with_settings(PAPER, [setting])
 
 

@@ -114,7 +114,7 @@ def compare_files(
     Raises
     ------
     UsageError : fewer than two files, one given twice, or no such file.
-    InputError : a file is no score table, lacks the metric, or does not cover the same cases as the first.
+    InputError : a file is no score table, lacks the metric, does not cover the same cases as the first, or was measured at other sizes.
     """
     files = [Path(path) for path in paths]
     if len(files) < 2:
@@ -124,6 +124,7 @@ def compare_files(
     if repeated := sorted({str(file) for file in files if files.count(file) > 1}):
         raise UsageError(f"the score table {repeated[0]} is given twice; give each once")
     tables = dict(zip(_labels(files), (read_scores(file, metric) for file in files), strict=True))
+    _require_same_sizes(files)
     group_of = None
     if groups is not None:
         rows = read_table(groups)
@@ -168,6 +169,17 @@ def read_scores(path: str | os.PathLike[str], metric: str) -> Scores:
         return {case: float(row[metric] or "nan") for case, row in rows.items()}
     except ValueError as error:
         raise InputError(f"the column {metric!r} of {path} holds no numbers ({error}); choose a score such as iou") from error
+
+
+def _require_same_sizes(files: Sequence[Path]) -> None:
+    first, *others = ({case: (row.get("height"), row.get("width")) for case, row in read_table(file).items()} for file in files)
+    for file, sizes in zip(files[1:], others, strict=True):
+        for case in first.keys() & sizes.keys():
+            if None not in (*first[case], *sizes[case]) and first[case] != sizes[case]:
+                ours, theirs = ("x".join(size) for size in (first[case], sizes[case]))  # type: ignore[arg-type]
+                raise InputError(
+                    f"{case!r} was measured at {ours} in {files[0]} and at {theirs} in {file}; evaluate both with the same --at"
+                )
 
 
 def p_text(p_value: float) -> str:

@@ -34,6 +34,7 @@ from cmunext.training.recipe import Recipe
 
 KINDS = ("official", "grouped")
 SIZES = ("native", "network")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,15 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         networks={label: network for label, (network, _, _) in networks.items()},
         cells=_cells(path, recipe_of, datasets, networks, seeds),
         at=reader.one_of(root.pop("at", "native"), SIZES, "at"),
-        surface=bool(root.pop("surface", False)),
-        threads=int(root.pop("threads", 0)),
-        device=str(root.pop("device", "auto")),
+        surface=reader.one_of(root.pop("surface", False), (False, True), "surface"),
+        threads=reader.count(root.pop("threads", 0), "threads"),
+        device=reader.one_of(root.pop("device", "auto"), DEVICES, "device"),
         latency=reader.path(latency) if latency else None,
         speed_device=str(root.pop("speed_device", "")),
         reference=root.pop("reference", None),
     )
     reader.empty(root, "the grid")
-    if grid.reference is not None and grid.reference not in networks:
+    if grid.reference is not None and grid.reference not in tuple(networks):
         raise UsageError(f"reference of {path} is {grid.reference!r}; it must be one of its networks, {', '.join(networks)}")
     identifiers = [cell.identifier for cell in grid.cells]
     if repeated := {one for one in identifiers if identifiers.count(one) > 1}:
@@ -172,9 +173,15 @@ class _Reader:
         if rest:
             raise UsageError(f"{what} in {self.file} has the unknown entry {next(iter(rest))!r}; take it out")
 
-    def one_of(self, value: Any, known: tuple[str, ...], what: str) -> str:
-        if value not in known:
-            raise UsageError(f"{what} in {self.file} is {value!r}; choose one of {', '.join(known)}")
+    def one_of(self, value: Any, known: tuple[Any, ...], what: str) -> Any:
+        if value not in known or type(value) is not type(known[0]):
+            choices = [one if isinstance(one, str) else json.dumps(one) for one in known]
+            raise UsageError(f"{what} in {self.file} is {value!r}; choose one of {', '.join(choices)}")
+        return value
+
+    def count(self, value: Any, what: str) -> int:
+        if type(value) is not int or value < 0:
+            raise UsageError(f"{what} in {self.file} is {value!r}; give a whole number, 0 for as many as fit")
         return value
 
     def settings(self, entry: dict[str, Any], what: str) -> list[str]:

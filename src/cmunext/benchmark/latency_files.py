@@ -108,6 +108,11 @@ def _build(name: str, path: Path) -> None:
 
     from cmunext import networks, weights
 
+    if ":" not in name and name not in networks.names():
+        raise UsageError(
+            f"there is no network and there are no weights {name!r}; networks are {', '.join(networks.names())}; "
+            f"weights are {', '.join(weight_names()) or 'none'}; a file ends in {', '.join(SUFFIXES)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = networks.create(name)

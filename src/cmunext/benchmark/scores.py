@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -154,6 +155,12 @@ class Evaluation:
         """Every score, (N, K)."""
         extra = {"ece": self.ece, "hd95": self.hd95, "surface_dice": self.surface_dice}
         return scores(self.counts) | {name: values for name, values in extra.items() if values is not None}
+
+
+def is_scores(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as those that `Evaluation.write` wrote."""
+    with Path(path).open("rb") as file:
+        return file.readline().startswith(b"case,class,")
 
 
 def _text(value: Any) -> str:

@@ -115,9 +115,10 @@ def _time_limit(minutes: float | None) -> "Iterator[None]":
     if minutes is None:
         yield
         return
-    main = threading.main_thread().ident
+    main, over = threading.main_thread().ident, threading.Event()
 
     def interrupt() -> None:
+        over.set()
         if main is not None and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(main, signal.SIGINT)  # which also wakes it from waiting for workers
         else:
@@ -129,6 +130,11 @@ def _time_limit(minutes: float | None) -> "Iterator[None]":
     timer.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+        typer.echo(f"the {minutes:g} minutes are over; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
     finally:
         timer.cancel()
         signal.signal(signal.SIGINT, before)

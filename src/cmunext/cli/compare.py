@@ -67,6 +67,8 @@ def _print(found: "Comparison") -> None:
         )
     for pair in found.pairs:
         typer.echo(found.sentence(pair))
-    Console(highlight=False, soft_wrap=True).print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = console.width if console.is_terminal else 160  # a pipe has no width of its own
+    console.print(table)
     drawn = "images" if found.drawn == found.cases else f"{found.drawn} groups"
     typer.echo(f"{found.cases} cases; intervals drawn over {drawn}")

@@ -34,6 +34,7 @@ def evaluate(
     ] = "native",
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, or with openvino bfloat16.")] = "float32",
     surface: Annotated[
         bool, typer.Option("--surface", help="Also HD95 and surface Dice, in pixels at the size of comparison.")
     ] = False,
@@ -90,10 +91,12 @@ def evaluate(
     if clean is not None:
         asked["clean"] = cleanness_of(names, layout.read_list(clean))
     grouped_by, groups = groups_of(layout, names, group)
-    segmenter = Segmenter.load(weights, backend=backend, device=device)
+    segmenter = Segmenter.load(weights, backend=backend, device=device, precision=precision)
     evaluation = measure(segmenter, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]
     if out is not None:
         evaluation.write(out)
+        if not as_json:
+            typer.echo(f"written: {out}", err=True)
     drawn = [groups[case] for case in evaluation.cases]
     summary = evaluation.summary(drawn)
     summary["intervals"] = {"group": grouped_by, **summary["intervals"]}
@@ -142,6 +145,7 @@ def evaluate(
 
 def _check_out(out: Path | None, weights: str, list_file: Path | None, dataset: Path) -> None:
     """Refuse an output that would destroy an input or cannot be written, before the work rather than after it."""
+    from cmunext.benchmark.scores import is_scores
     from cmunext.errors import InputError, UsageError
 
     if out is None:
@@ -154,6 +158,8 @@ def _check_out(out: Path | None, weights: str, list_file: Path | None, dataset: 
     for what, path in (("weights", Path(weights)), ("list", list_file), ("dataset's table", dataset / "cases.csv")):
         if path is not None and out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"--out is {out}, the {what} itself; give another name, such as scores.csv")
+    if out.exists() and not is_scores(out):
+        raise UsageError(f"--out is {out}, which is there and is no score table; give another name, such as scores.csv")
 
 
 def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
@@ -171,13 +177,15 @@ def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
 
 def _what(document: dict[str, Any], evaluation: "Evaluation") -> str:
     source = document["list"]["file"] or f"every case of {document['dataset']}"
-    return f"{document['weights']['source']} ({document['weights']['backend']}) on {source}, {evaluation.at} size"
+    how = f"{document['weights']['backend']}, {document['weights']['precision']}"
+    return f"{document['weights']['source']} ({how}) on {source}, {evaluation.at} size"
 
 
 def _print(document: dict[str, Any], evaluation: "Evaluation") -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
+    console.width = console.width if console.is_terminal else 160  # a pipe has no width of its own
     print(_what(document, evaluation))
     console.print(_scores_table(document))
     if len(evaluation.classes) > 1:

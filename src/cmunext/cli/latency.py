@@ -16,7 +16,7 @@ def latency(
         list[str] | None,
         typer.Argument(
             metavar="[WEIGHTS|NETWORK]...",
-            help="Weights files, names of weights that come along, or names of networks (random weights); default: all that come along.",
+            help="Weights files, names of weights that come along, or names of networks (random weights); default: those of the package.",
         ),
     ] = None,
     backends: Annotated[str | None, typer.Option(help="Of onnxruntime,openvino,torch; default: what is installed.")] = None,
@@ -40,11 +40,11 @@ def latency(
     from cmunext.benchmark import latency_plot
     from cmunext.benchmark.latency import measure
     from cmunext.image.files import find_images
-    from cmunext.inference.named_weights import weight_names
+    from cmunext.inference.named_weights import bundled_names
 
     if plot is not None:
         latency_plot.check(plot)
-    chosen = networks or list(weight_names()) or ["cmunext-s"]
+    chosen = networks or list(bundled_names()) or ["cmunext-s"]
     progress = (lambda text: print(text, file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
     rows, troubles = measure(
         chosen,

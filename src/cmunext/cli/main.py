@@ -2,7 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
+from typing import Any
 
 from cmunext import __version__
 from cmunext.errors import InputError, UsageError
@@ -24,7 +27,7 @@ COMMANDS = {  # name -> (module, what it does), in the order of the help; a modu
 
 
 def run() -> None:
-    """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
+    """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted or out of time."""
     sys.exit(main(sys.argv[1:]))
 
 
@@ -56,7 +59,7 @@ def main(arguments: list[str]) -> int:
         ):
             raise
         return _fail(f"{arguments[0]} needs {error.name}, which is not installed; run: pip install 'cmunext[train]'", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted):
         return _fail("interrupted; finished files are whole and stay", 130)
 
 
@@ -66,8 +69,23 @@ def command(name: str):
 
     module, _ = COMMANDS[name]
     application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    application.command(name)(getattr(import_module(module), name))
+    application.command(name)(_telling_of_interrupts(getattr(import_module(module), name)))
     return application
+
+
+class _Interrupted(Exception):
+    """A KeyboardInterrupt on its way through typer, which would end the process without a word."""
+
+
+def _telling_of_interrupts(work: Callable[..., None]) -> Callable[..., None]:
+    @wraps(work)
+    def told(*args: Any, **kwargs: Any) -> None:
+        try:
+            work(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            raise _Interrupted from interrupt
+
+    return told
 
 
 def _run_command(name: str, *arguments: str) -> int:

@@ -67,6 +67,12 @@ def segment(
     sources = find_images(path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES))
     if camera is not None:
         videos.append(camera)
+    if frames and not videos:
+        raise UsageError(f"--frames is {frames}, but there is neither a video nor a --camera; leave it out")
+    if camera is not None:
+        from cmunext.inference.video import check_camera
+
+        check_camera(camera)
     many = bool(videos) or len(sources) >= WORTH_MEASURING
     segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
     records: list[dict[str, Any]] = []

@@ -69,6 +69,8 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise InputError(f"preprocessing std is {self.std}; every value must be positive")
+        if not self.final_scale > 0:
+            raise InputError(f"preprocessing final_scale is {self.final_scale}; it must be positive")
         if not 0 < self.threshold < 1:
             raise InputError(f"preprocessing threshold is {self.threshold}; it must lie between 0 and 1")
 

@@ -12,9 +12,14 @@ _PACKAGE = Path(zoo.__path__[0])
 _CHECKOUT = Path(__file__).parents[3] / "zoo"
 
 
-def weight_names() -> tuple[str, ...]:
-    """The names that may be given in the place of a weights file."""
-    return tuple(sorted({path.stem for folder in _folders() for path in folder.glob("*.onnx")}))
+def bundled_names() -> tuple[str, ...]:
+    """The names of the weights in the package."""
+    return _names((_PACKAGE,), ".onnx")
+
+
+def weight_names(suffix: str = ".onnx") -> tuple[str, ...]:
+    """The names that may be given in the place of a weights file of that suffix. Raises UsageError when CMUNEXT_ZOO is no folder."""
+    return _names(_folders(), suffix)
 
 
 def weights_path(weights: str | os.PathLike[str], suffix: str = ".onnx") -> Path:
@@ -24,17 +29,21 @@ def weights_path(weights: str | os.PathLike[str], suffix: str = ".onnx") -> Path
     """
     if str(weights).lower().endswith(SUFFIXES):
         return Path(weights)
-    known = weight_names()
+    known = weight_names(suffix)
     if str(weights) not in known:
         raise UsageError(
-            f"there are no weights {str(weights)!r}; by name there are {', '.join(known) or 'none in this installation'}; "
+            f"there are no weights {str(weights)!r} as {suffix}; by name there are {', '.join(known) or 'none in this installation'}; "
             f"a file ends in {', '.join(SUFFIXES)}"
         )
-    found = [path for folder in _folders() if (path := folder / f"{weights}{suffix}").is_file()]
-    if not found:
-        raise UsageError(f"the weights {str(weights)!r} are not here as {suffix}; name a file of your own")
-    return found[0]
+    return next(path for folder in _folders() if (path := folder / f"{weights}{suffix}").is_file())
+
+
+def _names(folders: tuple[Path, ...], suffix: str) -> tuple[str, ...]:
+    return tuple(sorted({path.stem for folder in folders for path in folder.glob(f"*{suffix}")}))
 
 
 def _folders() -> tuple[Path, ...]:
-    return _PACKAGE, Path(os.environ.get(FOLDER) or _CHECKOUT)
+    given = os.environ.get(FOLDER)
+    if given and not Path(given).is_dir():
+        raise UsageError(f"{FOLDER} is {given}, which is no folder; name the folder of your weights, or unset it")
+    return _PACKAGE, Path(given or _CHECKOUT)

@@ -208,6 +208,12 @@ def _reader() -> int:
     return cv2.CAP_FFMPEG if cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends() else cv2.CAP_ANY
 
 
+def check_camera(camera: int) -> None:
+    """Raise InputError when the camera of that number cannot be opened."""
+    with _opened(camera):
+        pass
+
+
 def _frame_rate(capture: cv2.VideoCapture) -> float:
     told = capture.get(cv2.CAP_PROP_FPS)
     return float(told) if 0 < told < 1000 else FRAME_RATE

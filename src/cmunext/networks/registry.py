@@ -69,7 +69,8 @@ def create(name: str, in_channels: int = 3, num_classes: int = 1, **arguments: A
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"network {name} cannot be built with {arguments}: {error}") from error
+        given = {"in_channels": in_channels, "num_classes": num_classes, **arguments}
+        raise UsageError(f"network {name} cannot be built with {given}: {error}") from error
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
@@ -84,4 +85,6 @@ def _imported(name: str) -> Callable[..., nn.Module]:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"network {name!r} cannot be imported: {error}") from error
+        raise UsageError(
+            f"network {name!r} cannot be imported ({error}); give module:callable, the module in a folder of PYTHONPATH"
+        ) from error

@@ -123,7 +123,7 @@ def fit(
             running.append(loss)
             known = loss if isinstance(loss, float) else None
             if known is not None and not math.isfinite(known):
-                raise _not_finite(running, progress.epoch, batches, train)
+                raise _not_finite(running, progress.epoch, batches, train, run)
             progress.batch += 1
             hooks.step(progress.epoch, progress.batch, batches_per_epoch, known)
             if progress.batch < batches_per_epoch and _anyone(fabric, hooks.stop()):
@@ -131,7 +131,7 @@ def fit(
 
         progress.losses = [float(loss) for loss in running]  # waits for the device
         if not all(map(math.isfinite, progress.losses)):
-            raise _not_finite(running, progress.epoch, batches, train)
+            raise _not_finite(running, progress.epoch, batches, train, run)
         if progress.batch < batches_per_epoch:
             save()
             return progress
@@ -255,13 +255,14 @@ def _example(cases: Cases, recipe: Recipe, device: torch.device, with_teacher: b
     return images, masks, *([masks.float()] if with_teacher else [])
 
 
-def _not_finite(losses: list[float | Tensor], epoch: int, batches: list[np.ndarray], train: Cases) -> InputError:
+def _not_finite(losses: list[float | Tensor], epoch: int, batches: list[np.ndarray], train: Cases, run: Path) -> InputError:
     """What is wrong with an epoch in which a loss is not finite."""
     batch, loss = next((number, float(loss)) for number, loss in enumerate(losses) if not math.isfinite(float(loss)))
     names = ", ".join(train.names[index] for index in batches[batch])
+    earlier = "last.ckpt holds an earlier state" if (run / checkpoint.FILE).is_file() else f"nothing was saved, delete {run}"
     return InputError(
         f"the loss is {loss} at step {epoch * len(batches) + batch} (epoch {epoch + 1}, batch {batch + 1}), cases: {names}; "
-        "look at these images, or lower the learning rate; last.ckpt holds an earlier state"
+        f"look at these images, or lower the learning rate; {earlier}"
     )
 
 

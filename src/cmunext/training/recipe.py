@@ -75,6 +75,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"recipe {name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"recipe seed is {self.seed}; it must lie in 0..{2**32 - 1}")
         if not 0 <= self.distill_weight <= 1:
             raise UsageError(f"recipe distill_weight is {self.distill_weight}; it must lie in [0, 1]")
         if not 0 <= self.ema_decay < 1:
@@ -205,7 +207,10 @@ def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
         if key not in known:
             raise UsageError(f"there is no setting {prefix + key!r}; known are {', '.join(prefix + name for name in known)}")
         changes[key] = _checked(known[key], value, prefix + key)
-    return replace(record, **changes)
+    try:
+        return replace(record, **changes)
+    except InputError as error:  # a preprocessing, which files have too
+        raise UsageError(str(error)) from error
 
 
 def _checked(old: Any, value: Any, name: str) -> Any:

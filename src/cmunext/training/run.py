@@ -233,7 +233,13 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 
 def _arguments(task: Task, recipe: Recipe, classes: int) -> dict[str, Any]:
     """What the network is built with: channels and classes from recipe and data, `image_size` for those that take one."""
-    arguments = {"in_channels": recipe.preprocessing.in_channels, "num_classes": classes, **task.arguments}
+    given_by_data = {"in_channels": recipe.preprocessing.in_channels, "num_classes": classes}
+    for name, value in given_by_data.items():
+        if task.arguments.get(name, value) != value:
+            raise UsageError(
+                f"the network argument {name} is {task.arguments[name]!r}, and recipe and masks make it {value}; leave it out"
+            )
+    arguments = {**given_by_data, **task.arguments}
     if "image_size" in inspect.signature(networks.builder(task.network)).parameters:
         arguments.setdefault("image_size", recipe.preprocessing.height)
     return arguments
