@@ -48,3 +48,12 @@ def test_the_breast_model_finds_phantoms_and_claims_no_held_out_score(tmp_path):
     assert training["validation_list"] == "none"
     assert "validation" not in training
     assert len(training["learnt_from"]) == 2521, "2522 images, of which one pair has the same pixels"
+
+
+@pytest.mark.slow
+def test_the_base_network_of_a_checkout_on_the_official_list(busi):
+    if "cmunext-busi" not in weight_names():
+        pytest.skip("there is no zoo/cmunext-busi.onnx beside this installation")
+    summary = evaluate(Segmenter.load("cmunext-busi", "onnxruntime"), busi, busi.read_list("busi_val1.txt")).summary()
+    assert (summary["n"], summary["learnt_from"]) == (195, 0)
+    assert summary["per_image"]["iou"] == pytest.approx(0.6535, abs=0.002)
