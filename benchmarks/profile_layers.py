@@ -19,7 +19,7 @@ import numpy as np
 
 from cmunext.inference.backends import onnx as onnx_backend
 from cmunext.inference.backends.signature import INPUT
-from cmunext.inference.named_weights import weight_names, weights_path
+from cmunext.inference.named_weights import weights_path
 
 RUNS = 40
 
@@ -130,7 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--top", type=int, default=15, help="layers listed")
     given = parser.parse_args()
-    file = weights_path(given.weights, ".onnx") if given.weights in weight_names() else Path(given.weights)
+    file = weights_path(given.weights)
     preprocessing = onnx_backend.load(file).metadata.preprocessing
     shape = (1, preprocessing.in_channels, preprocessing.height, preprocessing.width)
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

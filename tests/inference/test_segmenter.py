@@ -112,7 +112,6 @@ def test_weights_are_found_by_name_in_a_folder_too(network: Path, tmp_path: Path
     of_the_package = weight_names()
     (tmp_path / "small-one.onnx").write_bytes(network.read_bytes())
     (tmp_path / "small-one.json").write_text("{}")
-    monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path))
     assert weight_names() == tuple(sorted((*of_the_package, "small-one")))
     assert len(Segmenter.load("small-one")(dark_discs()).lesions) == 1
     assert Segmenter.load("small-one", backend="onnxruntime").metadata.network == "tiny"

@@ -123,8 +123,9 @@ def compare_files(
         )
     if repeated := sorted({str(file) for file in files if files.count(file) > 1}):
         raise UsageError(f"the score table {repeated[0]} is given twice; give each once")
-    tables = dict(zip(_labels(files), (read_scores(file, metric) for file in files), strict=True))
-    _require_same_sizes(files)
+    rows_of = {file: read_table(file) for file in files}
+    tables = dict(zip(_labels(files), (_column(file, rows, metric) for file, rows in rows_of.items()), strict=True))
+    _require_same_sizes(rows_of)
     group_of = None
     if groups is not None:
         rows = read_table(groups)
@@ -159,7 +160,10 @@ def compare(tables: Mapping[str, Scores], metric: str = "iou", group_of: Mapping
 
 def read_scores(path: str | os.PathLike[str], metric: str) -> Scores:
     """One column of a score table: case -> score, NaN where the cell is empty. Raises UsageError or InputError."""
-    rows = read_table(path)
+    return _column(path, read_table(path), metric)
+
+
+def _column(path: str | os.PathLike[str], rows: Mapping[str, Mapping[str, str]], metric: str) -> Scores:
     columns = next(iter(rows.values()), {}).keys()
     if not rows:
         raise InputError(f"the score table {path} has no row; write it with `cmunext evaluate --out`")
@@ -171,15 +175,18 @@ def read_scores(path: str | os.PathLike[str], metric: str) -> Scores:
         raise InputError(f"the column {metric!r} of {path} holds no numbers ({error}); choose a score such as iou") from error
 
 
-def _require_same_sizes(files: Sequence[Path]) -> None:
-    first, *others = ({case: (row.get("height"), row.get("width")) for case, row in read_table(file).items()} for file in files)
-    for file, sizes in zip(files[1:], others, strict=True):
-        for case in first.keys() & sizes.keys():
-            if None not in (*first[case], *sizes[case]) and first[case] != sizes[case]:
-                ours, theirs = ("x".join(size) for size in (first[case], sizes[case]))  # type: ignore[arg-type]
-                raise InputError(
-                    f"{case!r} was measured at {ours} in {files[0]} and at {theirs} in {file}; evaluate both with the same --at"
-                )
+def _require_same_sizes(rows_of: Mapping[Path, Mapping[str, Mapping[str, str]]]) -> None:
+    """Raise InputError when files tell of different sizes of a case."""
+    seen: dict[str, tuple[str, Path]] = {}  # case -> size and the file that told it first
+    for file, rows in rows_of.items():
+        for case, row in rows.items():
+            if "height" in row and "width" in row:
+                size = f"{row['height']}x{row['width']}"
+                known, where = seen.setdefault(case, (size, file))
+                if size != known:
+                    raise InputError(
+                        f"{case!r} was measured at {known} in {where} and at {size} in {file}; evaluate both with the same --at"
+                    )
 
 
 def p_text(p_value: float) -> str:

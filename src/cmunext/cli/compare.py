@@ -35,10 +35,10 @@ def compare(
 
 
 def _print(found: "Comparison") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from cmunext.benchmark.compare import p_text
+    from cmunext.cli.console import table_console
 
     table = Table(box=None, pad_edge=False)
     for column in (
@@ -67,8 +67,6 @@ def _print(found: "Comparison") -> None:
         )
     for pair in found.pairs:
         typer.echo(found.sentence(pair))
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = console.width if console.is_terminal else 160  # a pipe has no width of its own
-    console.print(table)
+    table_console(160, soft_wrap=True).print(table)
     drawn = "images" if found.drawn == found.cases else f"{found.drawn} groups"
     typer.echo(f"{found.cases} cases; intervals drawn over {drawn}")

@@ -182,10 +182,9 @@ def _what(document: dict[str, Any], evaluation: "Evaluation") -> str:
 
 
 def _print(document: dict[str, Any], evaluation: "Evaluation") -> None:
-    from rich.console import Console
+    from cmunext.cli.console import table_console
 
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = console.width if console.is_terminal else 160  # a pipe has no width of its own
+    console = table_console(160, soft_wrap=True)
     print(_what(document, evaluation))
     console.print(_scores_table(document))
     if len(evaluation.classes) > 1:

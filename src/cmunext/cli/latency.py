@@ -83,9 +83,10 @@ def _numbers(text: str) -> list[int]:
 
 def _print_table(rows: "list[Row]") -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cmunext.cli.console import table_console
 
     table = Table(box=SIMPLE_HEAD)
     table.add_column("network", overflow="fold")
@@ -110,8 +111,6 @@ def _print_table(rows: "list[Row]") -> None:
             f"{row.max_abs_diff:.1e}",
             f"{row.mask_iou:.4f}",
         )
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 150  # a pipe has no width of its own
-    console.print(table)
+    table_console(150).print(table)
     references = sorted({row.reference for row in rows})
     print(f"ms: median over the images. Compared with {' or '.join(references)} in float32, logits by the largest difference.")

@@ -66,13 +66,12 @@ def segment(
     videos: list[Path | int] = [Path(path) for path in paths or [] if path.lower().endswith(VIDEO_SUFFIXES)]
     sources = find_images(path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES))
     if camera is not None:
-        videos.append(camera)
-    if frames and not videos:
-        raise UsageError(f"--frames is {frames}, but there is neither a video nor a --camera; leave it out")
-    if camera is not None:
         from cmunext.inference.video import check_camera
 
         check_camera(camera)
+        videos.append(camera)
+    if frames and not videos:
+        raise UsageError(f"--frames is {frames}, but there is neither a video nor a --camera; leave it out")
     many = bool(videos) or len(sources) >= WORTH_MEASURING
     segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
     records: list[dict[str, Any]] = []
@@ -147,9 +146,10 @@ def _with_progress(results, total: int):
 
 def _print_table(records: list[dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from cmunext.cli.console import table_console
 
     millimetres = records[0]["spacing_mm"] is not None
     unit, area, suffix = ("mm", "mm²", "_mm") if millimetres else ("px", "px", "")
@@ -182,6 +182,4 @@ def _print_table(records: list[dict[str, Any]]) -> None:
                 f"{lesion['centroid'][0]:.0f}, {lesion['centroid'][1]:.0f}",
                 f"{lesion['mean_probability']:.2f}",
             )
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 120  # a pipe has no width of its own
-    console.print(table)
+    table_console(120).print(table)

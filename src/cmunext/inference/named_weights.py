@@ -14,12 +14,12 @@ _CHECKOUT = Path(__file__).parents[3] / "zoo"
 
 def bundled_names() -> tuple[str, ...]:
     """The names of the weights in the package."""
-    return _names((_PACKAGE,), ".onnx")
+    return tuple(sorted(_files((_PACKAGE,), ".onnx")))
 
 
 def weight_names(suffix: str = ".onnx") -> tuple[str, ...]:
     """The names that may be given in the place of a weights file of that suffix. Raises UsageError when CMUNEXT_ZOO is no folder."""
-    return _names(_folders(), suffix)
+    return tuple(sorted(_files(_folders(), suffix)))
 
 
 def weights_path(weights: str | os.PathLike[str], suffix: str = ".onnx") -> Path:
@@ -29,17 +29,18 @@ def weights_path(weights: str | os.PathLike[str], suffix: str = ".onnx") -> Path
     """
     if str(weights).lower().endswith(SUFFIXES):
         return Path(weights)
-    known = weight_names(suffix)
-    if str(weights) not in known:
+    files = _files(_folders(), suffix)
+    if str(weights) not in files:
+        known = ", ".join(sorted(files)) or "none in this installation"
         raise UsageError(
-            f"there are no weights {str(weights)!r} as {suffix}; by name there are {', '.join(known) or 'none in this installation'}; "
-            f"a file ends in {', '.join(SUFFIXES)}"
+            f"there are no weights {str(weights)!r} as {suffix}; by name there are {known}; a file ends in {', '.join(SUFFIXES)}"
         )
-    return next(path for folder in _folders() if (path := folder / f"{weights}{suffix}").is_file())
+    return files[str(weights)]
 
 
-def _names(folders: tuple[Path, ...], suffix: str) -> tuple[str, ...]:
-    return tuple(sorted({path.stem for folder in folders for path in folder.glob(f"*{suffix}")}))
+def _files(folders: tuple[Path, ...], suffix: str) -> dict[str, Path]:
+    """Name -> file; of two with one name, that of the first folder."""
+    return {path.stem: path for folder in reversed(folders) for path in folder.glob(f"*{suffix}")}
 
 
 def _folders() -> tuple[Path, ...]:
