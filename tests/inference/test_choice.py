@@ -12,11 +12,13 @@ from tests.tiny_network import write_network
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import choice, open_weights
 from cmunext.inference.backends import onnx as onnx_backend
+from cmunext.inference.native import library as native_library
 
 pytest.importorskip("openvino")
 from cmunext.inference.backends import openvino
 
 ORT, OV, OV16 = "onnxruntime float32", "openvino float32", "openvino bfloat16"
+OURS, OURS16 = "native float32", "native bfloat16"
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,8 @@ def network(tmp_path: Path) -> Path:
 
 
 def measured(times: dict[str, float], agreement: float | None = None) -> dict:
-    return {"median_ms": times, "agreement": agreement}
+    """What `measure` gives; in bfloat16 both runtimes agree alike."""
+    return {"median_ms": times, "agreement": {name: agreement for name in times if name.endswith("bfloat16")}}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,11 @@ def measured(times: dict[str, float], agreement: float | None = None) -> dict:
         ({ORT: 3, OV: 2, OV16: 1}, 1.0, "float32", ("openvino", "float32")),
         ({ORT: 2, OV: 3, OV16: 1}, 1.0, "float32", ("onnxruntime", "float32")),
         ({ORT: 1, OV: 3, OV16: 2}, 1.0, None, ("onnxruntime", None)),
+        ({ORT: 1, OV: 3, OV16: 2}, 0.5, "bfloat16", ("openvino", "bfloat16")),
+        ({ORT: 4, OV: 3, OV16: 2, OURS: 2.5, OURS16: 1}, 0.9995, None, ("native", "bfloat16")),
+        ({ORT: 4, OV: 3, OV16: 2, OURS: 2.5, OURS16: 1}, 0.9, None, ("native", None)),
+        ({ORT: 4, OV: 3, OV16: 1, OURS: 2.5, OURS16: 2}, 0.9, "bfloat16", ("openvino", "bfloat16")),
+        ({ORT: 4, OURS: 2.5}, None, "bfloat16", ("openvino", "bfloat16")),
     ],
 )
 def test_the_fastest_that_is_allowed(times: dict, agreement: float | None, precision: str | None, expected: tuple) -> None:
@@ -75,7 +83,7 @@ def test_it_is_measured_once_for_a_file_a_machine_and_a_number_of_threads(
     write_network(network, gain=-30)
     assert open_weights(network).name == "onnxruntime"
     assert calls == [("tiny.onnx", None), ("tiny.onnx", 1)]
-    monkeypatch.setattr(choice, "_processor", lambda: "another machine")
+    monkeypatch.setattr(choice, "processor", lambda: "another machine")
     assert open_weights(network.with_name("renamed.onnx")).name == "onnxruntime"
     monkeypatch.undo()
     (cache / choice.FILE).unlink()
@@ -95,7 +103,7 @@ def test_a_real_measurement(network: Path, cache: Path) -> None:
 @pytest.mark.skipif(not openvino.runs_bfloat16(), reason="this CPU does not compute in bfloat16")
 def test_bfloat16_is_judged_by_its_masks(tmp_path: Path) -> None:
     gentle = choice.measure(write_network(tmp_path / "gentle.onnx", gain=-20), 1)
-    assert gentle["agreement"] > 0.97
+    assert gentle["agreement"][OV16] > 0.97
     path = write_network(tmp_path / "cancelling.onnx")
     model = onnx.load(path)
     weight = np.array([100.03, -200, 99.97], np.float32).reshape(1, 3, 1, 1)  # sums that cancel to what bfloat16 cannot hold
@@ -103,10 +111,10 @@ def test_bfloat16_is_judged_by_its_masks(tmp_path: Path) -> None:
     model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array([0.001], np.float32), "bias"))
     onnx.save(model, path)
     cancelling = choice.measure(path, 1)
-    assert cancelling["agreement"] is None or cancelling["agreement"] < choice.TOLERANCE
+    assert (cancelling["agreement"][OV16] or 0) < choice.TOLERANCE
     assert choice.best({**cancelling, "median_ms": {ORT: 3, OV: 2, OV16: 1}}) == ("openvino", None)
     blank = choice.measure(write_network(tmp_path / "blank.onnx", gain=0), 1)
-    assert blank["agreement"] is None  # empty masks agree in anything
+    assert blank["agreement"][OV16] is None  # empty masks agree in anything
 
 
 @pytest.mark.parametrize(
@@ -129,8 +137,24 @@ def test_a_memory_that_cannot_be_written_or_read(network: Path, cache: Path, mon
     assert cache.read_text() == "a file where the folder should be"
 
 
-def test_without_openvino(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_installed", lambda package: False)
+def test_each_runtime_in_bfloat16_is_judged_by_itself() -> None:
+    times = {ORT: 4, OV: 3, OV16: 1, OURS: 3.5, OURS16: 2}
+    assert choice.best({"median_ms": times, "agreement": {OV16: 0.99, OURS16: 0.9999}}) == ("native", "bfloat16")
+    assert choice.best({"median_ms": times, "agreement": {OV16: 0.9999, OURS16: 0.99}}) == ("openvino", "bfloat16")
+
+
+def test_the_native_library_counts_once_it_is_built(network: Path, cache: Path) -> None:
+    if not native_library.available():
+        pytest.skip("there is no C++ compiler")
+    assert OURS not in choice.measure(network, 1)["median_ms"]  # nothing is built by the way
+    before = choice._key(network, 1)
+    native_library.library_path().parent.mkdir()
+    native_library.library_path().write_bytes(b"")
+    assert choice._key(network, 1) != before  # what was measured without it counts no longer
+
+
+def test_without_other_runtimes(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_others", list)
     assert open_weights(network, measure=True).name == "onnxruntime"
 
 

@@ -26,9 +26,15 @@ from cmunext.benchmark.latency_files import Prepared, prepare_all
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image
 from cmunext.image.preprocess import Preprocessing
+from cmunext.inference.native import library
 from cmunext.phantom import simulate
 
-RUNS_IN = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16"), "torch": ("float32",)}  # backend -> precisions
+RUNS_IN = {  # backend -> precisions
+    "onnxruntime": ("float32",),
+    "openvino": ("float32", "bfloat16"),
+    "native": ("float32", "bfloat16"),
+    "torch": ("float32",),
+}
 BURST = 4  # images in a row before the next configuration's turn
 PHANTOMS = 4
 SIZE = (480, 560)  # of the phantoms, pixels: that of many ultrasound images, so that masks are compared where people see them
@@ -115,8 +121,8 @@ def measure(
 
 
 def installed() -> tuple[str, ...]:
-    """The backends whose packages are here."""
-    return tuple(backend for backend in RUNS_IN if find_spec(backend))
+    """The backends whose packages are here; native where it is built, or can be."""
+    return tuple(backend for backend in RUNS_IN if (library.available() if backend == "native" else find_spec(backend)))
 
 
 def _plan(backends: Sequence[str], precisions: Sequence[str], threads: Sequence[int]) -> list[tuple[str, str, int]]:
@@ -129,7 +135,9 @@ def _plan(backends: Sequence[str], precisions: Sequence[str], threads: Sequence[
     chosen = backends or installed()
     usable = [(b, p, t) for b in chosen for p in RUNS_IN[b] if not precisions or p in precisions for t in threads]
     if not usable:
-        raise UsageError(f"{', '.join(chosen)} does not run in {', '.join(precisions)} here; only openvino runs in bfloat16")
+        raise UsageError(
+            f"{', '.join(chosen)} does not run in {', '.join(precisions)} here; only openvino and native run in bfloat16"
+        )
     return usable
 
 

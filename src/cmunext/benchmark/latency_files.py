@@ -43,7 +43,7 @@ def prepare_all(
     for number, name in enumerate(networks):
         progress(f"preparing {name}")
         files = _existing(name, folder / f"{number}.safetensors")
-        if "onnx" not in files and {"onnxruntime", "openvino"} & set(backends):
+        if "onnx" not in files and set(backends) - {"torch"}:
             try:
                 files["onnx"] = _export(files["torch"], folder / f"{number}.onnx")
             except InputError as error:

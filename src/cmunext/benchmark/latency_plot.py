@@ -8,7 +8,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.storage import replacing
 
 SUFFIXES = (".svg", ".png", ".pdf")
-COLOURS = {"onnxruntime": "#0072b2", "openvino": "#e69f00", "torch": "#999999"}  # of Okabe and Ito (2008)
+COLOURS = {"onnxruntime": "#0072b2", "openvino": "#e69f00", "native": "#009e73", "torch": "#999999"}  # of Okabe and Ito (2008)
 FAINT = 0.55  # opacity of what is not float32
 
 

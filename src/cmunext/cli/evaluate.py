@@ -32,9 +32,9 @@ def evaluate(
         str,
         typer.Option(help="Size of comparison: native (the image's own) or network (the truth is resized, as the paper does)."),
     ] = "native",
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino, native or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="float32, or with openvino bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, or with openvino and native bfloat16.")] = "float32",
     surface: Annotated[
         bool, typer.Option("--surface", help="Also HD95 and surface Dice, in pixels at the size of comparison.")
     ] = False,

@@ -19,7 +19,7 @@ def latency(
             help="Weights files, names of weights that come along, or names of networks (random weights); default: those of the package.",
         ),
     ] = None,
-    backends: Annotated[str | None, typer.Option(help="Of onnxruntime,openvino,torch; default: what is installed.")] = None,
+    backends: Annotated[str | None, typer.Option(help="Of onnxruntime,openvino,native,torch; default: what is there.")] = None,
     precisions: Annotated[str | None, typer.Option(help="Of float32,bfloat16; default: what each backend runs in.")] = None,
     threads: Annotated[str, typer.Option(help="CPU threads: one number, or several with commas.")] = "1",
     images: Annotated[

@@ -22,13 +22,15 @@ def segment(
     backend: Annotated[
         str,
         typer.Option(
-            help="auto (the fastest here, measured once before the first large folder), onnxruntime, openvino or torch."
+            help="auto (the fastest here, measured once before the first large folder), onnxruntime, openvino, native or torch."
         ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, tensorrt, coreml or directml.")] = "cpu",
     precision: Annotated[
         str | None,
-        typer.Option(help="float32, or with openvino bfloat16. Left out: float32, unless auto saw bfloat16 give the same masks."),
+        typer.Option(
+            help="float32, or with openvino and native bfloat16. Left out: float32, unless auto saw bfloat16 give the same masks."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the network; 0 leaves it to the runtime.")] = 0,
     streams: Annotated[int, typer.Option(min=0, help="Images that openvino runs at the same time; 0: one.")] = 0,

@@ -21,6 +21,7 @@ _TWIN: Mapping[str, str] = {  # backend -> which file of weights that are named
     "auto": ".onnx",
     "onnxruntime": ".onnx",
     "openvino": ".onnx",
+    "native": ".onnx",
     "torch": ".safetensors",
 }
 
@@ -67,11 +68,11 @@ class Segmenter:
 
         Parameters
         ----------
-        backend : "onnxruntime", "openvino", "torch", or "auto": by the file's suffix, and for .onnx (named weights too) onnxruntime
-            unless openvino was measured to be faster on this machine.
+        backend : "onnxruntime", "openvino", "native" (our own, built on this machine), "torch", or "auto": by the file's suffix, and
+            for .onnx (named weights too) onnxruntime, unless openvino, or native once it is built, was measured to be faster here.
         device : "cpu", "cuda", and with onnxruntime "tensorrt", "coreml" or "directml".
         threads : of the CPU; None leaves it to the runtime.
-        precision : "float32", or with openvino "bfloat16". None is float32, but for "auto", which may take bfloat16 where it was seen
+        precision : "float32", or with openvino and native "bfloat16". None is float32, but for "auto", which may take bfloat16 where it was seen
             to give the same masks. `backend.precision` tells.
         streams : images that openvino runs at the same time; None means one.
         measure : let "auto" measure, once for these weights on this machine. Takes seconds; worth it before many images.

@@ -20,6 +20,7 @@ GPU_BATCH = 8  # images at a time that keep a GPU busy; a CPU has enough to do w
 BACKENDS: dict[str, tuple[str, Sequence[str]]] = {
     "onnxruntime": ("onnx", (".onnx",)),
     "openvino": ("openvino", (".onnx",)),
+    "native": ("native", (".onnx",)),
     "torch": ("torch", (".safetensors", ".pth", ".pt")),
 }
 SUFFIXES = tuple(dict.fromkeys(suffix for _, suffixes in BACKENDS.values() for suffix in suffixes))

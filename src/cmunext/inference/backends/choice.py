@@ -1,18 +1,19 @@
 """Which runtime and precision `auto` takes for an .onnx file on this machine's CPU: timed once, remembered, and forgotten at will.
 
-ONNX Runtime in float32 is what everything starts from. OpenVINO takes over where it is installed and was measured to be faster, in
-bfloat16 only where its masks of simulated images agree with those of float32. What was measured lies in one small file of the cache
-folder, an entry for each weights file, machine and number of threads; without the file, or where it cannot be read or written, the
-only loss is a measurement.
+ONNX Runtime in float32 is what everything starts from. OpenVINO where it is installed, and the native library where it was built, take over
+where they were measured to be faster, in bfloat16 only where their masks of simulated images agree with those of float32. What was measured
+lies in one small file of the cache folder, an entry for each weights file, machine and number of threads; without the file, or where it
+cannot be read or written, the only loss is a measurement.
 """
 
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunext.errors import InputError, UsageError
+from cmunext.inference.native import library
+from cmunext.inference.processor import processor
 from cmunext.storage import cache_folder, write_json
 
 # Smallest mean IoU between the masks in bfloat16 and in float32 with which `auto` takes bfloat16. What is meant is 0.995 on patients, but
@@ -31,9 +35,10 @@ ROUNDS = 7  # timed runs of each candidate, in turn
 FILE = "backends.json"
 
 ONNXRUNTIME = ("onnxruntime", "float32")
-CANDIDATES = (ONNXRUNTIME, ("openvino", "float32"), ("openvino", "bfloat16"))
+CANDIDATES = (ONNXRUNTIME, ("openvino", "float32"), ("openvino", "bfloat16"), ("native", "float32"), ("native", "bfloat16"))
 
-Measurement = Mapping[str, Any]  # {"median_ms": {"BACKEND PRECISION": milliseconds}, "agreement": mean IoU or None}
+# {"median_ms": {"BACKEND PRECISION": milliseconds}, "agreement": {"BACKEND bfloat16": mean IoU with float32, or None}}
+Measurement = Mapping[str, Any]
 
 
 def choose(
@@ -52,27 +57,31 @@ def choose(
     ------
     InputError : what opening the file raises, when it is measured.
     """
-    if precision == "bfloat16" or (streams or 1) > 1:
+    if (streams or 1) > 1:
         return "openvino", precision
+    others = _others()
     remembered = _remembered()
-    if not _installed("openvino") or not (remembered or measure_now):
-        return "onnxruntime", precision
-    key = _key(path, threads)
-    found = remembered.get(key)
-    if not _is_measurement(found):
-        if not measure_now:
-            return "onnxruntime", precision
+    found = remembered.get(_key(path, threads)) if others and (remembered or measure_now) else None
+    if not _is_measurement(found) and others and measure_now:
         found = measure(path, threads)
-        _remember(key, found)
-    return best(cast(Measurement, found), precision)
+        _remember(_key(path, threads), found)
+    if _is_measurement(found):
+        return best(cast(Measurement, found), precision)
+    return ("onnxruntime" if precision != "bfloat16" else others[0] if others else "openvino"), precision
 
 
 def best(measurement: Measurement, precision: str | None = None) -> tuple[str, str | None]:
-    """The fastest of the measured, bfloat16 among them where nobody asked for float32 and it agrees within `TOLERANCE`."""
-    agreement = measurement["agreement"]
-    allowed = precision is None and agreement is not None and agreement >= TOLERANCE
-    times = measurement["median_ms"]
-    usable = [each for each in CANDIDATES if " ".join(each) in times and (allowed or each[1] == "float32")]
+    """The fastest of the measured: in bfloat16 where that was asked for, or where nobody asked and it agrees within `TOLERANCE`."""
+    times, agreement = measurement["median_ms"], measurement["agreement"]
+
+    def allowed(name: str, computed_in: str) -> bool:
+        if computed_in == "float32":
+            return precision != "bfloat16"
+        return precision == "bfloat16" or (precision is None and (agreement.get(name) or 0) >= TOLERANCE)
+
+    usable = [each for each in CANDIDATES if " ".join(each) in times and allowed(" ".join(each), each[1])]
+    if not usable:
+        return "openvino", precision  # which says what it cannot do
     backend, chosen = min(usable, key=lambda each: times[" ".join(each)])
     return backend, (chosen if chosen == "bfloat16" else precision)
 
@@ -87,29 +96,29 @@ def measure(path: Path, threads: int | None) -> Measurement:
 
     reference = onnx.load(path, threads)
     running: dict[str, Any] = {" ".join(ONNXRUNTIME): reference}
-    running |= _openvino(path, threads, reference.precision)
+    for backend, precision in CANDIDATES[1:]:
+        if backend in _others() and (precision == "float32" or reference.precision == "float32"):
+            with suppress(InputError, UsageError):  # it cannot run this file, or not in this precision
+                running[f"{backend} {precision}"] = _load(backend, path, threads, precision, reference.precision)
     preprocessing = reference.metadata.preprocessing
     height, width = (max(side, MIN_SIDE) for side in (preprocessing.height, preprocessing.width))
     images = [preprocessing.to_input(simulate(seed, height, width)[0]) for seed in range(PHANTOMS)]
     times = _interleaved({name: partial(backend, images[0]) for name, backend in running.items()})
-    lower = running.get("openvino bfloat16")
-    agreement = None
-    if lower is not None:
-        size = (preprocessing.height, preprocessing.width)
-        agreement = _agreement(
-            [(preprocessing.to_mask(reference(x)[0], size), preprocessing.to_mask(lower(x)[0], size)) for x in images]
+    size = (preprocessing.height, preprocessing.width)
+    exact = [preprocessing.to_mask(reference(image)[0], size) for image in images]
+    agreement = {
+        name: _agreement(
+            [(mask, preprocessing.to_mask(backend(image)[0], size)) for mask, image in zip(exact, images, strict=True)]
         )
+        for name, backend in running.items()
+        if name.endswith("bfloat16")
+    }
     return {"weights": path.name, "threads": threads, "median_ms": times, "agreement": agreement}
 
 
-def _openvino(path: Path, threads: int | None, stated: str) -> dict[str, Any]:
-    from cmunext.inference.backends import openvino
-
-    running = {}
-    for backend, precision in CANDIDATES[1:]:
-        if precision == "float32" or (stated == "float32" and openvino.runs_bfloat16()):
-            running[f"{backend} {precision}"] = openvino.load(path, threads, precision=precision)
-    return running
+def _load(backend: str, path: Path, threads: int | None, precision: str, stated: str) -> Any:
+    module = import_module(f"cmunext.inference.backends.{backend}")
+    return module.load(path, threads, precision=precision if stated == "float32" else None)
 
 
 def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -133,24 +142,22 @@ def _agreement(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> floa
 
 def _key(path: Path, threads: int | None) -> str:
     """Changes with the weights' bytes, the machine, the runtimes and the threads."""
-    what = (_processor(), os.cpu_count(), version("onnxruntime"), version("openvino"), threads)
+    runtimes = [_version("onnxruntime"), _version("openvino"), *([library.library_path().name] if "native" in _others() else [])]
+    what = (processor(), os.cpu_count(), runtimes, threads)
     return hashlib.sha256(path.read_bytes() + repr(what).encode()).hexdigest()
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return f"{platform.machine()} {platform.processor()}"
-    return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+def _others() -> list[str]:
+    """The runtimes beside onnxruntime that are ready: what is not built is not built here."""
+    ready = {"openvino": _version("openvino") is not None, "native": library.is_built() and _version("onnx") is not None}
+    return [name for name, is_ready in ready.items() if is_ready]
 
 
-def _installed(package: str) -> bool:
+def _version(package: str) -> str | None:
     try:
-        version(package)
+        return version(package)
     except PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _file() -> Path:
@@ -172,7 +179,8 @@ def _is_measurement(entry: Any) -> bool:
         isinstance(times, dict)
         and " ".join(ONNXRUNTIME) in times
         and all(isinstance(value, (int, float)) and value > 0 for value in times.values())
-        and (agreement is None or isinstance(agreement, (int, float)))
+        and isinstance(agreement, dict)
+        and all(value is None or isinstance(value, (int, float)) for value in agreement.values())
     )
 
 

@@ -1,0 +1,206 @@
+// Convolutions over a strip of pixels: dense ones as sums of products, depthwise ones tap by tap, and what follows them.
+#pragma once
+
+#include <algorithm>
+
+#include "map.h"
+
+// What a network is read from: see program.py, which writes it.
+struct Reader {
+  const int32_t* integers;
+  const float* numbers;
+
+  int next() { return *integers++; }
+  const float* take(size_t count) {
+    numbers += count;
+    return numbers - count;
+  }
+};
+
+enum Activation { NONE, RELU, GELU };
+
+// y = activation(x + bias) * scale + shift, an entry each output
+struct Follower {
+  int activation = NONE;
+  bool scaled = false;
+  std::vector<float> bias, scale, shift;
+
+  void read(Reader& from, int outputs) {
+    activation = from.next(), scaled = from.next();
+    auto take = [&](std::vector<float>& part) {
+      const float* numbers = from.take(outputs);
+      part.assign(numbers, numbers + outputs);
+      part.resize(rounded_up(outputs, 16));  // blocks of outputs may end behind them
+    };
+    take(bias);
+    if (scaled) take(scale), take(shift);
+  }
+
+  template <class T>
+  Vector operator()(Vector x, int output) const {
+    x += all(bias[output]);
+    if (activation == RELU) x = larger(x, all(0));
+    if (activation == GELU) x = T::gelu(x);
+    return scaled ? x * scale[output] + all(shift[output]) : x;
+  }
+};
+
+// The cells that a sum sees, from its corner: `rows` lines `pitch` apart, of each `columns` neighbours. The lines of three rows of an image
+// follow each other, so that a 3 x 3 convolution of n cells has 3 n lines of 3.
+struct Window {
+  int rows, columns;
+  size_t pitch;
+};
+
+// to[j][i * pitch] = the weights of output i times what the window at from[j] shows; i < BLOCK, j < N. Weights lie [row][column][BLOCK].
+// Not inlined: what surrounds it must not take the registers that the sums live in.
+template <class T, int N>
+__attribute__((noinline)) void multiply(const typename T::Cell* const* from, Window window, const typename T::Cell* weights,
+                                        float* const* to, size_t pitch) {
+  Vector sum[BLOCK][N];
+  const typename T::Cell* start[N];
+  UNROLL for (int j = 0; j < N; j++) start[j] = from[j];
+  UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int j = 0; j < N; j++) sum[i][j] = all(0);
+  for (int row = 0; row < window.rows; row++) {
+    for (int column = 0; column < window.columns; column++, weights += BLOCK) {
+      typename T::Cells x[N];
+      UNROLL for (int j = 0; j < N; j++) x[j] = T::cells(start[j] + column);
+      UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int j = 0; j < N; j++) sum[i][j] = T::dot(sum[i][j], weights[i], x[j]);
+    }
+    UNROLL for (int j = 0; j < N; j++) start[j] += window.pitch;
+  }
+  UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int j = 0; j < N; j++) store(to[j] + i * pitch, sum[i][j]);
+}
+
+// The weights of a dense convolution or of one group of it, in the order in which `multiply` reads them.
+template <class T>
+struct Weights {
+  typedef typename T::Cell Cell;
+  static constexpr int AT_ONCE = WIDE;  // vectors of pixels
+  int block = BLOCK, blocks = 0, rows = 0, columns = 0;
+  Buffer<Cell> packed;
+
+  // weight(output, input, row of the kernel, column of it)
+  template <class Weight>
+  void pack(int outputs, int inputs, int kernel, Weight weight) {
+    int cells = rounded_up(inputs, T::CHANNELS) / T::CHANNELS;
+    rows = cells * kernel, columns = kernel, blocks = rounded_up(outputs, BLOCK) / BLOCK;
+    packed.resize(size_t(blocks) * BLOCK * rows * columns);
+    Cell* to = packed.start;
+    for (int output = 0; output < blocks * BLOCK; output += BLOCK)
+      for (int row = 0; row < rows; row++)
+        for (int column = 0; column < columns; column++)
+          for (int i = 0; i < BLOCK; i++) {
+            float channels[T::CHANNELS] = {};
+            for (int c = 0; c < T::CHANNELS; c++) {
+              int input = row % cells * T::CHANNELS + c;
+              if (output + i < outputs && input < inputs) channels[c] = weight(output + i, input, row / cells, column);
+            }
+            *to++ = T::pack(channels);
+          }
+  }
+
+  void multiply_block(int number, const Cell* const* from, int vectors, size_t window_pitch, float* const* to, size_t pitch) const {
+    const Cell* weights = packed.start + size_t(number) * BLOCK * rows * columns;
+    Window window{rows, columns, window_pitch};
+    if (vectors == WIDE) return multiply<T, WIDE>(from, window, weights, to, pitch);
+    for (int j = 0; j < vectors; j++) multiply<T, 1>(from + j, window, weights, to + j, pitch);
+  }
+};
+
+// A convolution in groups, and what follows it.
+template <class T>
+struct Dense {
+  typedef typename T::Cell Cell;
+  int outputs = 0, kernel = 1;
+  std::vector<Weights<T>> groups;
+  Follower follower;
+
+  void read(Reader& from) {
+    int inputs = from.next();
+    outputs = from.next();
+    groups.resize(from.next());
+    kernel = from.next();
+    int count = groups.size(), in = inputs / count, out = outputs / count;
+    const float* weights = from.take(size_t(outputs) * in * kernel * kernel);
+    for (int group = 0; group < count; group++)
+      groups[group].pack(out, in, kernel, [&](int output, int input, int row, int column) {
+        return weights[((size_t(group * out + output) * in + input) * kernel + row) * kernel + column];
+      });
+    follower.read(from, outputs);
+  }
+
+  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch.
+  void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch) const {
+    const Weights<T>& weights = groups[group];
+    int first_output = outputs / int(groups.size()) * group;
+    alignas(ALIGNED) float sums[Weights<T>::AT_ONCE][16][LANES];
+    float* start[Weights<T>::AT_ONCE];
+    for (int j = 0; j < Weights<T>::AT_ONCE; j++) start[j] = sums[j][0];
+    for (int number = 0; number < weights.blocks; number++)
+      for (int first = 0; first < vectors; first += Weights<T>::AT_ONCE) {
+        int count = std::min(Weights<T>::AT_ONCE, vectors - first);
+        weights.multiply_block(number, from + first, count, window_pitch, start, LANES);
+        for (int j = 0; j < count; j++)
+          for (int i = 0; i < weights.block; i += T::CHANNELS) {
+            int output = first_output + number * weights.block + i;
+            Vector y[T::CHANNELS];
+            UNROLL for (int c = 0; c < T::CHANNELS; c++) y[c] = follower.operator()<T>(load(sums[j][i + c]), output + c);
+            T::write(to[first + j] + output / T::CHANNELS * pitch, y);
+          }
+      }
+  }
+};
+
+// A depthwise convolution, what follows it, and where there is one the residual: its input is added to that.
+template <class T>
+struct Depthwise {
+  typedef typename T::Cell Cell;
+  static constexpr int AT_ONCE = 4;  // vectors of pixels
+  int channels = 0, kernel = 1;
+  std::vector<float> taps;  // [channel][row][column]
+  Follower follower;
+
+  void read(Reader& from) {
+    channels = from.next(), kernel = from.next();
+    const float* weights = from.take(size_t(channels) * kernel * kernel);
+    taps.assign(weights, weights + size_t(channels) * kernel * kernel);
+    follower.read(from, channels);
+  }
+
+  void run(bool residual, const Cell* const* from, const Map<T>& map, int vectors, Cell* const* to, size_t pitch) const {
+    const size_t row_pitch = size_t(map.cells) * map.pitch;
+    for (int cell = 0; cell < channels / T::CHANNELS; cell++)
+      for (int first = 0; first < vectors; first += AT_ONCE) {
+        const Cell* start[AT_ONCE];
+        for (int j = 0; j < AT_ONCE; j++) start[j] = from[std::min(first + j, vectors - 1)] + size_t(cell) * map.pitch;
+        Vector sum[T::CHANNELS][AT_ONCE];
+        sum_up(start, row_pitch, taps.data() + size_t(cell) * T::CHANNELS * kernel * kernel, sum);
+        for (int j = 0; j < AT_ONCE && first + j < vectors; j++) {
+          Vector y[T::CHANNELS];
+          UNROLL for (int c = 0; c < T::CHANNELS; c++) {
+            y[c] = follower.operator()<T>(sum[c][j], cell * T::CHANNELS + c);
+            if (residual) y[c] += T::channel(T::cells(start[j] + kernel / 2 * (row_pitch + 1)), c);
+          }
+          T::write(to[first + j] + cell * pitch, y);
+        }
+      }
+  }
+
+ private:
+  __attribute__((noinline)) void sum_up(const Cell* const* from, size_t row_pitch, const float* taps_of_cell,
+                                        Vector (&result)[T::CHANNELS][AT_ONCE]) const {
+    Vector sum[T::CHANNELS][AT_ONCE];
+    UNROLL for (int c = 0; c < T::CHANNELS; c++) UNROLL for (int j = 0; j < AT_ONCE; j++) sum[c][j] = all(0);
+    for (int row = 0; row < kernel; row++)
+      for (int column = 0; column < kernel; column++) {
+        size_t offset = row * row_pitch + column;
+        const float* tap = taps_of_cell + row * kernel + column;
+        UNROLL for (int j = 0; j < AT_ONCE; j++) {
+          auto cells = T::cells(from[j] + offset);
+          UNROLL for (int c = 0; c < T::CHANNELS; c++) sum[c][j] += tap[c * kernel * kernel] * T::channel(cells, c);
+        }
+      }
+    UNROLL for (int c = 0; c < T::CHANNELS; c++) UNROLL for (int j = 0; j < AT_ONCE; j++) result[c][j] = sum[c][j];
+  }
+};

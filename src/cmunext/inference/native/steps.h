@@ -1,0 +1,278 @@
+// The steps of a network from map to map.
+#pragma once
+
+#include <memory>
+
+#include "layers.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// The maps of a network, what its steps need besides, and the threads that share the work of a step.
+template <class T>
+struct Workspace {
+  std::vector<Map<T>> maps;
+  int threads = 1;
+  std::vector<Buffer<float>> scratch;  // one a thread
+
+  float* mine(size_t cells) {
+#ifdef _OPENMP
+    Buffer<float>& buffer = scratch[omp_get_thread_num()];
+#else
+    Buffer<float>& buffer = scratch[0];
+#endif
+    if (buffer.size < cells) buffer.resize(cells);
+    return buffer.start;
+  }
+};
+
+// work(n) for n < count, shared by the threads.
+template <class Work>
+void share(int threads, int count, Work work) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int n = 0; n < count; n++) work(n);
+}
+
+template <class T>
+struct Step {
+  virtual ~Step() = default;
+  virtual void run(Workspace<T>& space, float* logits) const = 0;
+  virtual int reach() const { return 1; }  // how far it looks around a pixel
+};
+
+// A convolution that looks around itself (depthwise, or dense with a group for each of its maps), and the 1 x 1 convolutions behind it. It goes
+// over the map in strips, so that what one layer hands to the next stays in the cache.
+template <class T>
+class Pass : public Step<T> {
+  typedef typename T::Cell Cell;
+  static constexpr int STRIP = 8192;  // cells between two layers: 32 KB
+
+  bool residual;
+  int target;  // a map, or -1: the logits
+  std::vector<int> sources;
+  std::unique_ptr<Depthwise<T>> depthwise;  // the first layer is this, or dense[0]
+  std::vector<Dense<T>> dense;
+
+ public:
+  explicit Pass(Reader& from) {
+    if (from.next()) depthwise = std::make_unique<Depthwise<T>>();
+    residual = from.next();
+    target = from.next();
+    sources.resize(from.next());
+    for (int& source : sources) source = from.next();
+    int layers = from.next();
+    if (depthwise) depthwise->read(from);
+    dense.resize(layers - (depthwise ? 1 : 0));
+    for (Dense<T>& layer : dense) layer.read(from);
+  }
+
+  int reach() const override { return (depthwise ? depthwise->kernel : dense[0].kernel) / 2; }
+
+  void run(Workspace<T>& space, float* logits) const override {
+    const Map<T>& map = space.maps[sources[0]];
+    int widest = depthwise ? depthwise->channels : 0;
+    for (const Dense<T>& layer : dense) widest = std::max(widest, rounded_up(layer.outputs, 16));
+    const int lines = widest / T::CHANNELS, columns = rounded_up(map.width, LANES);
+    int rows = std::max(STRIP / lines / columns, (2 * LANES + columns - 1) / columns);
+    rows = std::min(rows, (map.height + space.threads - 1) / space.threads);
+    share(space.threads, (map.height + rows - 1) / rows, [&](int strip) {
+      run_strip(space, strip * rows, std::min(map.height, (strip + 1) * rows), lines, rows * columns + MARGIN, logits);
+    });
+  }
+
+ private:
+  void run_strip(Workspace<T>& space, int first, int end, int lines, int pitch, float* logits) const {
+    const Map<T>& map = space.maps[sources[0]];
+    const int across = rounded_up(map.width, LANES) / LANES, vectors = across * (end - first);
+    Cell* between[2];
+    between[0] = reinterpret_cast<Cell*>(space.mine(size_t(2) * lines * pitch));
+    between[1] = between[0] + size_t(lines) * pitch;
+    std::vector<const Cell*> from(vectors);
+    std::vector<Cell*> to(vectors);
+    const int layers = dense.size() + (depthwise ? 1 : 0);
+    for (int n = 0; n < layers; n++) {
+      bool to_map = n + 1 == layers && target >= 0;
+      size_t to_pitch = to_map ? space.maps[target].pitch : pitch;
+      for (int j = 0; j < vectors; j++)
+        to[j] = to_map ? space.maps[target].line(first + j / across, 0) + j % across * LANES : between[n % 2] + j * LANES;
+      if (n > 0) {
+        for (int j = 0; j < vectors; j++) from[j] = between[1 - n % 2] + j * LANES;
+        dense[n - (depthwise ? 1 : 0)].run(0, from.data(), pitch, vectors, to.data(), to_pitch);
+        continue;
+      }
+      for (size_t group = 0; group < sources.size(); group++) {
+        const Map<T>& source = space.maps[sources[group]];
+        for (int j = 0; j < vectors; j++)
+          from[j] = source.line(first + j / across - reach(), 0) + j % across * LANES - reach();
+        if (depthwise)
+          depthwise->run(residual, from.data(), source, vectors, to.data(), to_pitch);
+        else
+          dense[0].run(group, from.data(), source.pitch, vectors, to.data(), to_pitch);
+      }
+    }
+    if (target >= 0)
+      space.maps[target].clear_tails(first, end);
+    else
+      write_logits(between[(layers - 1) % 2], pitch, first, end, map, logits);
+  }
+
+  void write_logits(const Cell* result, int pitch, int first, int end, const Map<T>& map, float* logits) const {
+    const int columns = rounded_up(map.width, LANES);
+    for (int output = 0; output < dense.back().outputs; output++)
+      for (int y = first; y < end; y++)
+        for (int x = 0; x < map.width; x += LANES) {
+          const Cell* cells = result + output / T::CHANNELS * pitch + (y - first) * columns + x;
+          Vector v = T::channel(T::cells(cells), output % T::CHANNELS);
+          memcpy(logits + (size_t(output) * map.height + y) * map.width + x, &v, sizeof(float) * std::min(LANES, map.width - x));
+        }
+  }
+};
+
+// The largest of 2 x 2.
+template <class T>
+class Pooling : public Step<T> {
+  int source, target;
+
+ public:
+  explicit Pooling(Reader& from) : source(from.next()), target(from.next()) {}
+
+  void run(Workspace<T>& space, float*) const override {
+    const Map<T>&large = space.maps[source], &small = space.maps[target];
+    share(space.threads, small.height, [&](int y) {
+      for (int cell = 0; cell < small.cells; cell++)
+        for (int x = 0; x < small.width; x += LANES) {
+          const auto *upper = large.line(2 * y, cell) + 2 * x, *lower = large.line(2 * y + 1, cell) + 2 * x;
+          Vector largest[T::CHANNELS];
+          UNROLL for (int c = 0; c < T::CHANNELS; c++) {
+            Vector left = larger(T::channel(T::cells(upper), c), T::channel(T::cells(lower), c));
+            Vector right = larger(T::channel(T::cells(upper + LANES), c), T::channel(T::cells(lower + LANES), c));
+            largest[c] = larger(evens(left, right), odds(left, right));
+          }
+          T::write(small.line(y, cell) + x, largest);
+        }
+      small.clear_tails(y, y + 1);
+    });
+  }
+};
+
+// Bilinear upsampling by two (half-pixel centres) and the 3 x 3 convolution behind it. The nine products of the kernel commute with
+// upsampling: they are taken at the low resolution, which is a quarter of the arithmetic, and then upsampled, shifted and summed.
+template <class T>
+class Upsampling : public Step<T> {
+  typedef typename T::Cell Cell;
+  static constexpr int TAPS = 9;
+
+  int source, target, outputs = 0;
+  std::vector<Weights<T>> taps;
+  Follower follower;
+
+ public:
+  explicit Upsampling(Reader& from) : source(from.next()), target(from.next()), taps(TAPS) {
+    int inputs = from.next();
+    outputs = from.next();
+    const float* weights = from.take(size_t(outputs) * inputs * TAPS);
+    for (int tap = 0; tap < TAPS; tap++)
+      taps[tap].pack(outputs, inputs, 1, [&](int output, int input, int, int) { return weights[(size_t(output) * inputs + input) * TAPS + tap]; });
+    follower.read(from, outputs);
+  }
+
+  void run(Workspace<T>& space, float*) const override {
+    const Map<T>& small = space.maps[source];
+    Products products;
+    products.across = rounded_up(small.width, LANES) / LANES;
+    products.pitch = products.across * LANES + MARGIN;
+    products.rows = std::max(2, 256 / (products.across * LANES));  // at a time
+    products.block = taps[0].block;
+    const int blocks = taps[0].blocks, parts = std::min(space.threads, (small.height + products.rows - 1) / products.rows);
+    share(space.threads, blocks * parts, [&](int n) {
+      int part = n % parts;
+      run_part(space, products, n / parts, small.height * part / parts, small.height * (part + 1) / parts);
+    });
+    space.maps[target].clear_tails(0, 2 * small.height);
+  }
+
+ private:
+  // What the taps give, of the rows that are needed at a time and one above and below: [row % (rows + 2)][tap][output of the block][x]
+  struct Products {
+    int rows, across, block, pitch;
+    float* start;
+
+    size_t size() const { return size_t(rows + 2) * TAPS * block * pitch; }
+    float* line(int y, int tap, int output) const { return start + ((size_t(y % (rows + 2)) * TAPS + tap) * block + output) * pitch; }
+  };
+
+  // One block of outputs, for the rows of the small map from `first` to `end`.
+  void run_part(Workspace<T>& space, Products products, int number, int first, int end) const {
+    const Map<T>& small = space.maps[source];
+    const size_t column_pitch = products.across * LANES + 2 * LANES;
+    products.start = space.mine(products.size() + 3 * T::CHANNELS * column_pitch);
+    float* columns = products.start + products.size();
+    int ready = std::max(0, first - 1);
+    for (int y = first; y < end; y += products.rows) {
+      int last = std::min(end, y + products.rows), needed = std::min(small.height, last + 1);
+      multiply_rows(small, products, number, ready, needed);
+      ready = needed;
+      for (int row = 2 * y; row < 2 * last; row++)
+        for (int output = 0; output < products.block; output += T::CHANNELS)
+          sum_row(space, products, number * products.block, output, row, columns, column_pitch);
+    }
+  }
+
+  void multiply_rows(const Map<T>& small, const Products& products, int number, int first, int end) const {
+    const int vectors = products.across * (end - first);
+    std::vector<const Cell*> from(vectors);
+    std::vector<float*> to(vectors);
+    for (int j = 0; j < vectors; j++) from[j] = small.line(first + j / products.across, 0) + j % products.across * LANES;
+    for (int tap = 0; tap < TAPS; tap++) {
+      for (int j = 0; j < vectors; j++) to[j] = products.line(first + j / products.across, tap, 0) + j % products.across * LANES;
+      for (int j = 0; j < vectors; j += Weights<T>::AT_ONCE)
+        taps[tap].multiply_block(number, &from[j], std::min(Weights<T>::AT_ONCE, vectors - j), small.pitch, &to[j], products.pitch);
+    }
+  }
+
+  // Row `y` of a cell of the large map. `columns` takes, for each channel and column of the kernel, what its three taps give in this row,
+  // still at the low resolution from left to right.
+  void sum_row(Workspace<T>& space, const Products& products, int block, int output, int y, float* columns, size_t pitch) const {
+    const Map<T>&small = space.maps[source], &large = space.maps[target];
+    const int row = y / 2, above = std::max(row - 1, 0), below = std::min(row + 1, small.height - 1);
+    struct Between {  // an upsampled row lies between two rows of products
+      int first, second;
+      float share_of_first, share_of_second;
+    } seen[3] = {{above, row, .75f, .25f}, {above, row, .25f, .75f}, {row, below, .75f, .25f}};  // by the kernel's rows, for even y
+    if (y % 2) seen[0] = seen[1], seen[1] = seen[2], seen[2] = {row, below, .25f, .75f};
+    if (y == 0) seen[0].share_of_first = seen[0].share_of_second = 0;  // outside: zeros, as the convolution pads
+    if (y == large.height - 1) seen[2].share_of_first = seen[2].share_of_second = 0;
+    for (int c = 0; c < T::CHANNELS; c++)
+      for (int column = 0; column < 3; column++) {
+        const float* lines[3][2];
+        for (int r = 0; r < 3; r++) {
+          lines[r][0] = products.line(seen[r].first, r * 3 + column, output + c);
+          lines[r][1] = products.line(seen[r].second, r * 3 + column, output + c);
+        }
+        float* to = columns + (c * 3 + column) * pitch + LANES;
+        for (int x = 0; x < small.width; x += LANES) {
+          Vector sum = all(0);
+          UNROLL for (int r = 0; r < 3; r++)
+            sum += seen[r].share_of_first * load(lines[r][0] + x) + seen[r].share_of_second * load(lines[r][1] + x);
+          store(to + x, sum);
+        }
+        to[-1] = to[0], to[small.width] = to[small.width - 1];  // upsampling repeats the edge
+      }
+    Cell* to = large.line(y, (block + output) / T::CHANNELS);
+    for (int x = 0; x < small.width; x += LANES) {
+      Vector left[T::CHANNELS], right[T::CHANNELS];
+      for (int c = 0; c < T::CHANNELS; c++) {
+        const float *a = columns + c * 3 * pitch + LANES + x, *b = a + pitch, *d = b + pitch;  // of the kernel's three columns
+        Vector even = .75f * (load(a - 1) + load(b) + load(d)) + .25f * (load(a) + load(b - 1) + load(d + 1));
+        Vector odd = .75f * (load(a) + load(b) + load(d + 1)) + .25f * (load(a - 1) + load(b + 1) + load(d));
+        if (x == 0) even[0] -= .75f * a[-1] + .25f * a[0];  // the column outside at the left, and at the right
+        if (int e = small.width - 1 - x; e < LANES) odd[e] -= .25f * d[e] + .75f * d[e + 1];
+        even = follower.operator()<T>(even, block + output + c), odd = follower.operator()<T>(odd, block + output + c);
+        left[c] = woven_first(even, odd), right[c] = woven_last(even, odd);
+      }
+      T::write(to + 2 * x, left);
+      if (2 * x + LANES < large.width) T::write(to + 2 * x + LANES, right);
+    }
+  }
+};

@@ -1,0 +1,288 @@
+"""The native backend: our own C++ gives what ONNX Runtime gives, for CMUNeXt of any shape and on whatever instructions it is built for."""
+
+import platform
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tests.tiny_network import describe, write_network
+
+from cmunext.errors import InputError, UsageError
+from cmunext.image.preprocess import Preprocessing
+from cmunext.inference.backends import choice, open_weights
+from cmunext.inference.backends.signature import PRECISION
+from cmunext.inference.named_weights import weight_names, weights_path
+from cmunext.inference.native import library
+from cmunext.metadata import KEY, Metadata
+from cmunext.phantom import simulate
+
+if not library.available():
+    pytest.skip("there is no C++ compiler", allow_module_level=True)
+from cmunext.inference.backends import native
+
+SIZES = ((64, 64), (48, 80), (160, 32))  # halved four times, some are less than a vector, and some no multiple of one
+OTHER_PROCESSORS = ["haswell", "x86-64"]  # vectors of 8 and of 4 numbers
+on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="builds for x86 processors")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library is built once for all tests, apart from the user's."""
+    folder = tmp_path_factory.getbasetemp() / "native"
+    monkeypatch.setenv("CMUNEXT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache in which nothing was built yet; what is built there is forgotten behind the test."""
+    monkeypatch.setenv("CMUNEXT_CACHE", str(tmp_path / "cache"))
+    library.load_library.cache_clear()
+    yield tmp_path / "cache"
+    library.load_library.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CMUNeXt of grey images, three classes, depths, widths and kernels that are nobody's, as an .onnx file."""
+    torch = pytest.importorskip("torch")
+    from cmunext.benchmark.latency_files import settle
+    from cmunext.export.onnx import export
+    from cmunext.networks.cmunext import CMUNeXt
+    from cmunext.weights import Weights
+
+    torch.manual_seed(0)
+    network = partial(CMUNeXt, widths=(8, 24, 8, 40, 16), depths=(2, 1, 1, 2, 1), kernels=(5, 3, 9, 7, 11))(1, 3)
+    preprocessing = Preprocessing(height=64, width=64, channels="grey", mean=(0.3,), std=(0.2,))
+    settle(network, preprocessing)
+    metadata = Metadata("odd", {"in_channels": 1, "num_classes": 3}, preprocessing, ("a", "b", "c"))
+    path = tmp_path_factory.mktemp("native") / "odd.onnx"
+    export(Weights(network.eval(), metadata), path)
+    return path
+
+
+def bundled(name: str) -> Path:
+    if name not in weight_names():
+        pytest.skip(f"the weights {name} are not in this installation")
+    return weights_path(name, ".onnx")
+
+
+def inputs(path: Path, size: tuple[int, int], count: int = 1) -> np.ndarray:
+    """Simulated images as the network's input, cut to a size of their own."""
+    seen = open_weights(path, "onnxruntime").metadata.preprocessing
+    return np.concatenate([seen.to_input(simulate(seed, 256, 256)[0]) for seed in range(count)])[..., : size[0], : size[1]]
+
+
+def check_equal(path: Path, size: tuple[int, int]) -> None:
+    """float32 is as near to ONNX Runtime as two ways to sum float32 numbers are."""
+    batch = inputs(path, size)
+    expected = open_weights(path, "onnxruntime", threads=1)(batch)
+    ours = open_weights(path, "native", threads=1)(batch)
+    assert ours.shape == expected.shape
+    assert ours.dtype == np.float32
+    scale = np.abs(expected).max()
+    assert scale > 0.5  # not an empty answer
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-5 * scale)
+    assert np.mean((ours > 0) != (expected > 0)) < 5e-4  # logits of random networks lie close to 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_shape_of_cmunext_gives_what_onnxruntime_gives(odd: Path, size: tuple[int, int]) -> None:
+    check_equal(odd, size)
+
+
+@pytest.mark.parametrize("name", ["cmunext-s-busi", "cmunext-s-breast", "cmunext-busi"])
+def test_weights_that_come_along_give_what_onnxruntime_gives(name: str) -> None:
+    path = bundled(name)
+    seen = open_weights(path, "onnxruntime").metadata.preprocessing
+    check_equal(path, (seen.height, seen.width))
+
+
+@on_x86
+@pytest.mark.parametrize("processor", OTHER_PROCESSORS)
+def test_processors_with_narrower_vectors(odd: Path, processor: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "FLAGS", tuple(flag.replace("native", processor) for flag in library.FLAGS))
+    for size in SIZES:
+        check_equal(odd, size)
+    with pytest.raises(UsageError, match="AVX-512 BF16"):
+        open_weights(odd, "native", precision="bfloat16")
+
+
+def test_bfloat16_rounds_and_agrees(odd: Path) -> None:
+    if not library.load_library().cmunext_has_bfloat16():
+        pytest.skip("this CPU does not compute in bfloat16")
+    for path in (odd, bundled("cmunext-s-busi")):
+        seen = open_weights(path, "onnxruntime").metadata.preprocessing
+        batch = inputs(path, (seen.height, seen.width), 4)
+        expected = open_weights(path, "native")(batch)
+        lower = open_weights(path, "native", precision="bfloat16")
+        assert lower.precision == "bfloat16"
+        error = np.abs(lower(batch) - expected).max() / np.abs(expected).max()
+        assert 1e-4 < error < 0.3  # 8 bits of mantissa, through some thirty layers
+        both, either = ((lower(batch) > 0) & (expected > 0)).sum(), ((lower(batch) > 0) | (expected > 0)).sum()
+        assert both / either > (0.85 if path == odd else 0.998)  # random logits lie close to 0
+
+
+def test_threads_and_batches_change_nothing(odd: Path) -> None:
+    alone = open_weights(odd, "native", threads=1)
+    for size in SIZES:
+        batch = inputs(odd, size, 3)
+        expected = np.concatenate([alone(image[None]) for image in batch])
+        np.testing.assert_array_equal(alone(batch), expected)
+        for threads in (2, 3, 7):
+            np.testing.assert_array_equal(open_weights(odd, "native", threads=threads)(batch), expected)
+
+
+def test_a_size_or_channels_that_do_not_fit(odd: Path) -> None:
+    backend = open_weights(odd, "native")
+    with pytest.raises(InputError, match=r"input of 1 x 72 x 64 does not fit: .* must divide by 16"):
+        backend(np.zeros((1, 1, 72, 64), np.float32))
+    with pytest.raises(InputError, match="it must have 1 channels"):
+        backend(np.zeros((1, 3, 64, 64), np.float32))
+
+
+def test_what_it_has_not(odd: Path) -> None:
+    with pytest.raises(UsageError, match="streams is 2, and native has one"):
+        open_weights(odd, "native", streams=2)
+    with pytest.raises(UsageError, match="device is 'cuda', and native runs on the cpu"):
+        open_weights(odd, "native", device="cuda")
+
+
+def change(path: Path, target: Path, edit) -> Path:
+    model = onnx.load(path)
+    edit(model)
+    kept = [each for each in model.metadata_props if each.key != "sha256"]  # the seal of the file that it was
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, target)
+    return target
+
+
+def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
+    return next(each for each in model.graph.node if each.op_type == kind)
+
+
+def sigmoid_for_relu(model: onnx.ModelProto) -> None:
+    node(model, "Relu").op_type = "Sigmoid"
+
+
+def fast_gelu(model: onnx.ModelProto) -> None:
+    del node(model, "Gelu").attribute[:]
+    node(model, "Gelu").attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
+
+
+def corners_aligned(model: onnx.ModelProto) -> None:
+    mode = next(each for each in node(model, "Resize").attribute if each.name == "coordinate_transformation_mode")
+    mode.s = b"align_corners"
+
+
+def strided(model: onnx.ModelProto) -> None:
+    next(each for each in node(model, "Conv").attribute if each.name == "strides").ints[:] = [2, 2]
+
+
+def swapped(model: onnx.ModelProto) -> None:
+    node(model, "Concat").input.reverse()
+
+
+def not_a_number(model: onnx.ModelProto) -> None:
+    bias = next(each for each in model.graph.initializer if each.name == node(model, "Conv").input[2])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full_like(onnx.numpy_helper.to_array(bias), np.nan), bias.name))
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (sigmoid_for_relu, "an operator Sigmoid"),
+        (fast_gelu, "a GELU that is not the exact one"),
+        (corners_aligned, "an operator Resize"),
+        (strided, "a convolution that is not square, odd and padded"),
+        (not_a_number, "weights that are not finite"),
+    ],
+)
+def test_a_network_that_it_cannot_run_is_refused(odd: Path, tmp_path: Path, edit, problem: str) -> None:
+    path = change(odd, tmp_path / "changed.onnx", edit)
+    with pytest.raises(InputError, match=f"changed.onnx: the native backend runs CMUNeXt, and this network has {problem}"):
+        open_weights(path, "native")
+
+
+def test_the_order_of_what_is_side_by_side_counts(odd: Path, tmp_path: Path) -> None:
+    path = change(odd, tmp_path / "swapped.onnx", swapped)
+    check_equal(path, (64, 64))
+    assert not np.allclose(
+        open_weights(path, "native")(inputs(path, (64, 64))), open_weights(odd, "native")(inputs(odd, (64, 64)))
+    )
+
+
+def test_files_that_are_not_what_they_say(odd: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"no model at all")
+    with pytest.raises(InputError, match=r"bad\.onnx: .*ONNX model"):
+        open_weights(bad, "native")
+    bad.write_bytes(odd.read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"bad\.onnx"):
+        open_weights(bad, "native")
+    with pytest.raises(InputError, match="it does not describe itself"):
+        open_weights(write_network(bad, properties={}), "native")
+    with pytest.raises(UsageError, match="computes in int8, which native does not"):
+        open_weights(write_network(bad, properties={KEY: describe().to_json(), PRECISION: "int8"}), "native")
+
+
+def test_without_a_compiler(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "compiler", lambda: None)
+    assert not library.available()
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler; install g\+\+"):
+        open_weights(odd, "native")
+    assert not empty_cache.exists()
+
+
+def test_a_compiler_that_fails_leaves_nothing(
+    odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho 'In file included' >&2; echo 'vectors.h:1: error: no such thing' >&2; exit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CXX", str(failing))
+    with pytest.raises(InputError, match=r"cannot build the native backend .*error: no such thing"):
+        open_weights(odd, "native")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_a_damaged_library_says_so(odd: Path, empty_cache: Path) -> None:
+    library.library_path().parent.mkdir(parents=True)
+    library.library_path().write_text("no library")
+    with pytest.raises(InputError, match=r"cannot be loaded .* delete it, and it is built again"):
+        open_weights(odd, "native")
+
+
+def test_auto_measures_it_once_it_is_built(odd: Path) -> None:
+    open_weights(odd, "native")
+    found = choice.measure(odd, 1)
+    assert "native float32" in found["median_ms"]
+    bfloat16 = "native bfloat16" in found["median_ms"]
+    assert bfloat16 == bool(library.load_library().cmunext_has_bfloat16())
+    assert bfloat16 == ("native bfloat16" in found["agreement"])
+
+
+def test_a_network_that_it_cannot_run_is_left_to_the_others(odd: Path, tmp_path: Path) -> None:
+    path = change(odd, tmp_path / "changed.onnx", sigmoid_for_relu)
+    assert "native float32" not in choice.measure(path, 1)["median_ms"]
+    assert open_weights(path, measure=True).name != "native"
+
+
+def test_it_is_freed(odd: Path) -> None:
+    backend = native.load(odd)
+    freed = []
+    original = backend._library.cmunext_close
+
+    class Watched:
+        def cmunext_close(self, network: int) -> None:
+            freed.append(network)
+            original(network)
+
+    number = backend._network
+    object.__setattr__(backend, "_library", Watched())
+    del backend
+    assert freed == [number]
