@@ -1,6 +1,7 @@
 """The native backend: our own C++ gives what ONNX Runtime gives, for CMUNeXt of any shape and on whatever instructions it is built for."""
 
 import platform
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -111,8 +112,73 @@ def test_processors_with_narrower_vectors(odd: Path, processor: str, empty_cache
         open_weights(odd, "native", precision="bfloat16")
 
 
+def test_the_matrix_unit_as_it_is_emulated(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles sum in another order than vectors do, and give the same but for that."""
+    if not library.load_library().cmunext_bfloat16():
+        pytest.skip("this CPU does not compute in bfloat16")
+    batches = [inputs(odd, size) for size in SIZES]
+    by_vectors = open_weights(odd, "native", precision="bfloat16")
+    expected = [by_vectors(batch) for batch in batches]
+    library.load_library.cache_clear()
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-DCMUNEXT_EMULATE_TILES"))
+    for threads in (1, 2):
+        by_tiles = open_weights(odd, "native", precision="bfloat16", threads=threads)
+        assert library.load_library().cmunext_bfloat16() == 2
+        for batch, vectors in zip(batches, expected, strict=True):
+            tiles = by_tiles(batch)
+            assert np.abs(tiles - vectors).mean() < 0.02 * np.abs(vectors).mean()
+            exact = open_weights(odd, "native")(batch)
+            assert np.abs(tiles - exact).mean() < 1.2 * np.abs(vectors - exact).mean()  # as far from float32, and no farther
+
+
+@on_x86
+def test_the_matrix_unit_builds(tmp_path: Path) -> None:
+    """Its instructions have run nowhere yet; at least they are what the compiler makes of it."""
+    built = tmp_path / "amx.so"
+    flags = [flag.replace("native", "sapphirerapids") for flag in library.FLAGS]
+    done = subprocess.run([library.compiler(), *flags, "-Wall", library.SOURCES[0], "-o", built], capture_output=True, text=True)
+    if "sapphirerapids" in done.stderr:
+        pytest.skip("this compiler does not know the matrix unit")
+    assert done.returncode == 0, done.stderr
+    assert bytes.fromhex("c4e2525c") in built.read_bytes()  # tdpbf16ps with tile 5
+
+
+def test_a_library_that_computes_wrongly_is_not_kept(
+    odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "engine"
+    wrong.mkdir()
+    for source in library.SOURCES:
+        (wrong / source.name).write_text(source.read_text().replace(".75f", ".74f"))
+    monkeypatch.setattr(library, "SOURCES", tuple(wrong / source.name for source in library.SOURCES))
+    with pytest.raises(
+        InputError, match=r"cannot build a native backend that works here \(error: in float32 the logits differ by"
+    ):
+        open_weights(odd, "native")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_a_library_that_crashes_is_built_without_the_matrix_unit(
+    odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch
+) -> None:
+    crashing = tmp_path / "g++"
+    real = library.compiler()
+    crashing.write_text(f'#!/bin/sh\ncase "$*" in *-mno-amx-tile*) exec {real} "$@" ;; *) exec {real} "$@" -DCRASH ;; esac\n')
+    crashing.chmod(0o755)
+    monkeypatch.setenv("CXX", str(crashing))
+    source = tmp_path / "engine"
+    source.mkdir()
+    for each in library.SOURCES:
+        text = each.read_text()
+        if each.name == "engine.cpp":
+            text += "\n#ifdef CRASH\n__attribute__((constructor)) static void crash() { __builtin_trap(); }\n#endif\n"
+        (source / each.name).write_text(text)
+    monkeypatch.setattr(library, "SOURCES", tuple(source / each.name for each in library.SOURCES))
+    check_equal(odd, (64, 64))
+
+
 def test_bfloat16_rounds_and_agrees(odd: Path) -> None:
-    if not library.load_library().cmunext_has_bfloat16():
+    if not library.load_library().cmunext_bfloat16():
         pytest.skip("this CPU does not compute in bfloat16")
     for path in (odd, bundled("cmunext-s-busi")):
         seen = open_weights(path, "onnxruntime").metadata.preprocessing
@@ -245,7 +311,7 @@ def test_a_compiler_that_fails_leaves_nothing(
     failing.write_text("#!/bin/sh\necho 'In file included' >&2; echo 'vectors.h:1: error: no such thing' >&2; exit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CXX", str(failing))
-    with pytest.raises(InputError, match=r"cannot build the native backend .*error: no such thing"):
+    with pytest.raises(InputError, match=r"cannot build a native backend that works here .*error: no such thing"):
         open_weights(odd, "native")
     assert list(empty_cache.iterdir()) == []
 
@@ -262,7 +328,7 @@ def test_auto_measures_it_once_it_is_built(odd: Path) -> None:
     found = choice.measure(odd, 1)
     assert "native float32" in found["median_ms"]
     bfloat16 = "native bfloat16" in found["median_ms"]
-    assert bfloat16 == bool(library.load_library().cmunext_has_bfloat16())
+    assert bfloat16 == bool(library.load_library().cmunext_bfloat16())
     assert bfloat16 == ("native bfloat16" in found["agreement"])
 
 

@@ -80,6 +80,11 @@ def load(
         raise UsageError(f"device is {device!r}, and native runs on the cpu; choose --backend onnxruntime, or use the cpu")
     if streams not in (None, 1):
         raise UsageError(f"streams is {streams}, and native has one; choose --backend openvino, or leave --streams out")
+    return open_network(path, load_library(), threads, precision or "float32")
+
+
+def open_network(path: Path, library: ctypes.CDLL, threads: int | None, precision: str) -> NativeBackend:
+    """The same with a library of one's choice; raises as `load`."""
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's errors have no common base
@@ -93,16 +98,15 @@ def load(
         raise UsageError(
             f"{path}: it computes in {stated}, which native does not; choose --backend onnxruntime, or give float32 weights"
         )
-    program = build(model, str(path))
-    library = load_library()
-    if precision == "bfloat16" and not library.cmunext_has_bfloat16():
+    if precision == "bfloat16" and not library.cmunext_bfloat16():
         raise UsageError("precision is 'bfloat16', which native computes in on CPUs with AVX-512 BF16 only; use float32")
+    program = build(model, str(path))
     network = library.cmunext_open(
         program.integers.ctypes.data, program.numbers.ctypes.data, threads or os.cpu_count() or 1, precision == "bfloat16"
     )
     if not network:
         raise InputError(f"{path}: there is not enough memory for this network; free some")
-    return NativeBackend(metadata, precision or "float32", 2**program.levels, library, network)
+    return NativeBackend(metadata, precision, 2**program.levels, library, network)
 
 
 def _port(value: Any) -> Port:

@@ -1,5 +1,6 @@
 // CMUNeXt on a CPU: reads a network from what program.py writes, and runs it. The interface is plain C, for ctypes.
 #include "steps.h"
+#include "tiles.h"
 
 namespace {
 
@@ -62,8 +63,11 @@ extern "C" {
 
 int cmunext_version() { return VERSION; }
 
-// Whether this build computes in bfloat16.
-int cmunext_has_bfloat16() {
+// What this build computes bfloat16 with: 0 nothing, 1 vectors, 2 tiles.
+int cmunext_bfloat16() {
+#if defined(CMUNEXT_TILES)
+  if (tiles_permitted()) return 2;
+#endif
 #if defined(__AVX512BF16__)
   return 1;
 #else
@@ -75,6 +79,9 @@ int cmunext_has_bfloat16() {
 void* cmunext_open(const int32_t* integers, const float* numbers, int threads, int bfloat16) {
   try {
     if (!bfloat16) return new NetworkIn<Float32>({integers, numbers}, threads);
+#if defined(CMUNEXT_TILES)
+    if (cmunext_bfloat16() == 2) return new NetworkIn<Tiles>({integers, numbers}, threads);
+#endif
 #if defined(__AVX512BF16__)
     return new NetworkIn<BFloat16>({integers, numbers}, threads);
 #endif

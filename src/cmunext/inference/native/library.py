@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,11 +19,15 @@ from cmunext.inference.native import VERSION
 from cmunext.inference.processor import processor
 from cmunext.storage import cache_folder, replacing
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("engine.cpp", "steps.h", "layers.h", "map.h", "vectors.h"))
+SOURCES = tuple(Path(__file__).parent / name for name in ("engine.cpp", "tiles.h", "steps.h", "layers.h", "map.h", "vectors.h"))
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
-PARALLEL = ("-fopenmp",)
-SECONDS = 300  # that a build may take
+VARIANTS = (
+    ("-fopenmp",),
+    ("-fopenmp", "-mno-amx-tile"),
+    (),
+)  # the first that builds and proves itself: without the matrix unit, without threads
+SECONDS = 300  # that a build, or a proof, may take
 
 
 def available() -> bool:
@@ -62,6 +67,11 @@ def load_library() -> ctypes.CDLL:
     path = library_path()
     if not path.is_file():
         _build(path)
+    return open_library(path)
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """The functions of a library that was built. Raises InputError when it is none, or one of another version."""
     try:
         library = ctypes.CDLL(str(path))
         version = library.cmunext_version()
@@ -80,6 +90,7 @@ def load_library() -> ctypes.CDLL:
 
 
 def _build(path: Path) -> None:
+    """Write the first variant that builds and that `proof` finds right; nothing else is ever under this name."""
     found = compiler()
     if found is None:
         raise UsageError(
@@ -87,14 +98,14 @@ def _build(path: Path) -> None:
         )
     try:
         with replacing(path) as temporary:
-            for extra in (PARALLEL, ()):  # without threads where the compiler has no OpenMP
-                command = [found, *FLAGS, *extra, str(SOURCES[0]), "-o", str(temporary)]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            for variant in VARIANTS:
+                done = _run([found, *FLAGS, *variant, str(SOURCES[0]), "-o", str(temporary)])
+                if done.returncode == 0:
+                    done = _run([sys.executable, "-m", "cmunext.inference.native.proof", str(temporary)])
                 if done.returncode == 0:
                     return
-            raise InputError(
-                f"{found} cannot build the native backend ({_first_error(done.stderr)}); choose --backend onnxruntime"
-            )
+            problem = _first_error(done.stderr) or f"it ended with {done.returncode}"
+            raise InputError(f"{found} cannot build a native backend that works here ({problem}); choose --backend onnxruntime")
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{found} needs more than {SECONDS} s for the native backend; choose --backend onnxruntime") from error
     except OSError as error:
@@ -103,6 +114,10 @@ def _build(path: Path) -> None:
         ) from error
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
 def _first_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line), lines[0] if lines else "it says nothing")[:200]
+    return next((line for line in lines if "error" in line), lines[0] if lines else "")[:200]

@@ -28,10 +28,13 @@ struct Workspace {
 };
 
 // work(n) for n < count, shared by the threads.
-template <class Work>
+template <class T, class Work>
 void share(int threads, int count, Work work) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int n = 0; n < count; n++) work(n);
+  for (int n = 0; n < count; n++) {
+    [[maybe_unused]] typename T::Scope scope;
+    work(n);
+  }
 }
 
 template <class T>
@@ -76,7 +79,7 @@ class Pass : public Step<T> {
     const int lines = widest / T::CHANNELS, columns = rounded_up(map.width, LANES);
     int rows = std::max(STRIP / lines / columns, (2 * LANES + columns - 1) / columns);
     rows = std::min(rows, (map.height + space.threads - 1) / space.threads);
-    share(space.threads, (map.height + rows - 1) / rows, [&](int strip) {
+    share<T>(space.threads, (map.height + rows - 1) / rows, [&](int strip) {
       run_strip(space, strip * rows, std::min(map.height, (strip + 1) * rows), lines, rows * columns + MARGIN, logits);
     });
   }
@@ -139,7 +142,7 @@ class Pooling : public Step<T> {
 
   void run(Workspace<T>& space, float*) const override {
     const Map<T>&large = space.maps[source], &small = space.maps[target];
-    share(space.threads, small.height, [&](int y) {
+    share<T>(space.threads, small.height, [&](int y) {
       for (int cell = 0; cell < small.cells; cell++)
         for (int x = 0; x < small.width; x += LANES) {
           const auto *upper = large.line(2 * y, cell) + 2 * x, *lower = large.line(2 * y + 1, cell) + 2 * x;
@@ -185,7 +188,7 @@ class Upsampling : public Step<T> {
     products.rows = std::max(2, 256 / (products.across * LANES));  // at a time
     products.block = taps[0].block;
     const int blocks = taps[0].blocks, parts = std::min(space.threads, (small.height + products.rows - 1) / products.rows);
-    share(space.threads, blocks * parts, [&](int n) {
+    share<T>(space.threads, blocks * parts, [&](int n) {
       int part = n % parts;
       run_part(space, products, n / parts, small.height * part / parts, small.height * (part + 1) / parts);
     });

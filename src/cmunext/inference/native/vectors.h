@@ -40,6 +40,7 @@ static inline Vector magnitude(Vector x, float top) {
   return y < all(top) ? y : all(top);
 }
 #endif
+
 // The even and the odd lanes of two vectors, and the way back.
 template <int N, int... I>
 struct Count : Count<N - 1, N - 1, I...> {};
@@ -67,7 +68,10 @@ static inline Vector gelu_by(const float (&terms)[TERMS], float top, Vector x) {
   return larger(x, all(0)) - u * q;
 }
 
+struct Nothing {};
+
 struct Float32 {
+  typedef Nothing Scope;  // what a thread holds while it computes
   typedef float Cell;
   typedef Vector Cells;
   static constexpr int CHANNELS = 1;  // of a cell
@@ -83,6 +87,7 @@ struct Float32 {
 
 #if defined(__AVX512BF16__)
 struct BFloat16 {
+  typedef Nothing Scope;
   typedef uint32_t Cell;
   typedef __m512i Cells;
   static constexpr int CHANNELS = 2;
