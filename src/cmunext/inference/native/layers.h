@@ -37,11 +37,41 @@ struct Follower {
   }
 
   template <class T>
-  Vector operator()(Vector x, int output) const {
+  Vector apply(Vector x, int output) const {
+    if (activation == RELU) return after<T, RELU>(x, output);
+    if (activation == GELU) return after<T, GELU>(x, output);
+    return after<T, NONE>(x, output);
+  }
+
+  // Outputs first to first + count: sums at [output - first][vector] become cells at to[vector] + number of the cell * pitch.
+  template <class T>
+  void write(const float* sums, size_t sums_pitch, int first, int count, int vectors, typename T::Cell* const* to, size_t pitch) const {
+    if (activation == RELU) return write_all<T, RELU>(sums, sums_pitch, first, count, vectors, to, pitch);
+    if (activation == GELU) return write_all<T, GELU>(sums, sums_pitch, first, count, vectors, to, pitch);
+    return write_all<T, NONE>(sums, sums_pitch, first, count, vectors, to, pitch);
+  }
+
+ private:
+  template <class T, int ACTIVATION>
+  Vector after(Vector x, int output) const {
     x += all(bias[output]);
-    if (activation == RELU) x = larger(x, all(0));
-    if (activation == GELU) x = T::gelu(x);
+    if (ACTIVATION == RELU) x = larger(x, all(0));
+    if (ACTIVATION == GELU) x = T::gelu(x);
     return scaled ? x * scale[output] + all(shift[output]) : x;
+  }
+
+  template <class T, int ACTIVATION>
+  __attribute__((noinline)) void write_all(const float* sums, size_t sums_pitch, int first, int count, int vectors, typename T::Cell* const* to,
+                                           size_t pitch) const {
+    for (int i = 0; i < count; i += T::CHANNELS) {
+      const float* from = sums + i * sums_pitch;
+      const size_t offset = (first + i) / T::CHANNELS * pitch;
+      for (int j = 0; j < vectors; j++) {
+        Vector y[T::CHANNELS];
+        UNROLL for (int c = 0; c < T::CHANNELS; c++) y[c] = after<T, ACTIVATION>(load(from + c * sums_pitch + j * LANES), first + i + c);
+        T::write(to[j] + offset, y);
+      }
+    }
   }
 };
 
@@ -72,11 +102,10 @@ __attribute__((noinline)) void multiply(const typename T::Cell* const* from, Win
   UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int j = 0; j < N; j++) store(to[j] + i * pitch, sum[i][j]);
 }
 
-// The weights of a dense convolution or of one group of it, in the order in which `multiply` reads them.
+// The weights of a dense convolution or of one group of it, in the order in which `multiply` reads them: `blocks` blocks of `block` outputs.
 template <class T>
 struct Weights {
   typedef typename T::Cell Cell;
-  static constexpr int AT_ONCE = WIDE;  // vectors of pixels
   int block = BLOCK, blocks = 0, rows = 0, columns = 0;
   Buffer<Cell> packed;
 
@@ -102,9 +131,10 @@ struct Weights {
 
   void multiply_block(int number, const Cell* const* from, int vectors, size_t window_pitch, float* const* to, size_t pitch) const {
     const Cell* weights = packed.start + size_t(number) * BLOCK * rows * columns;
-    Window window{rows, columns, window_pitch};
-    if (vectors == WIDE) return multiply<T, WIDE>(from, window, weights, to, pitch);
-    for (int j = 0; j < vectors; j++) multiply<T, 1>(from + j, window, weights, to + j, pitch);
+    const Window window{rows, columns, window_pitch};
+    int j = 0;
+    for (; j + WIDE <= vectors; j += WIDE) multiply<T, WIDE>(from + j, window, weights, to + j, pitch);
+    for (; j < vectors; j++) multiply<T, 1>(from + j, window, weights, to + j, pitch);
   }
 };
 
@@ -130,25 +160,17 @@ struct Dense {
     follower.read(from, outputs);
   }
 
-  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch.
-  void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch) const {
+  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for 16 * vectors * LANES numbers.
+  void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch, float* sums) const {
     const Weights<T>& weights = groups[group];
-    int first_output = outputs / int(groups.size()) * group;
-    alignas(ALIGNED) float sums[Weights<T>::AT_ONCE][16][LANES];
-    float* start[Weights<T>::AT_ONCE];
-    for (int j = 0; j < Weights<T>::AT_ONCE; j++) start[j] = sums[j][0];
-    for (int number = 0; number < weights.blocks; number++)
-      for (int first = 0; first < vectors; first += Weights<T>::AT_ONCE) {
-        int count = std::min(Weights<T>::AT_ONCE, vectors - first);
-        weights.multiply_block(number, from + first, count, window_pitch, start, LANES);
-        for (int j = 0; j < count; j++)
-          for (int i = 0; i < weights.block; i += T::CHANNELS) {
-            int output = first_output + number * weights.block + i;
-            Vector y[T::CHANNELS];
-            UNROLL for (int c = 0; c < T::CHANNELS; c++) y[c] = follower.operator()<T>(load(sums[j][i + c]), output + c);
-            T::write(to[first + j] + output / T::CHANNELS * pitch, y);
-          }
-      }
+    const size_t sums_pitch = vectors * LANES + MARGIN;
+    std::vector<float*> sums_of(vectors);
+    for (int j = 0; j < vectors; j++) sums_of[j] = sums + j * LANES;
+    for (int number = 0; number < weights.blocks; number++) {
+      weights.multiply_block(number, from, vectors, window_pitch, sums_of.data(), sums_pitch);
+      int first = outputs / int(groups.size()) * group + number * weights.block;
+      follower.write<T>(sums, sums_pitch, first, weights.block, vectors, to, pitch);
+    }
   }
 };
 
@@ -179,7 +201,7 @@ struct Depthwise {
         for (int j = 0; j < AT_ONCE && first + j < vectors; j++) {
           Vector y[T::CHANNELS];
           UNROLL for (int c = 0; c < T::CHANNELS; c++) {
-            y[c] = follower.operator()<T>(sum[c][j], cell * T::CHANNELS + c);
+            y[c] = follower.apply<T>(sum[c][j], cell * T::CHANNELS + c);
             if (residual) y[c] += T::channel(T::cells(start[j] + kernel / 2 * (row_pitch + 1)), c);
           }
           T::write(to[first + j] + cell * pitch, y);

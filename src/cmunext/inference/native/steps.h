@@ -89,7 +89,9 @@ class Pass : public Step<T> {
     const Map<T>& map = space.maps[sources[0]];
     const int across = rounded_up(map.width, LANES) / LANES, vectors = across * (end - first);
     Cell* between[2];
-    between[0] = reinterpret_cast<Cell*>(space.mine(size_t(2) * lines * pitch));
+    const size_t sums_size = 16 * size_t(vectors * LANES + MARGIN);
+    float* sums = space.mine(sums_size + size_t(2) * lines * pitch);
+    between[0] = reinterpret_cast<Cell*>(sums + sums_size);
     between[1] = between[0] + size_t(lines) * pitch;
     std::vector<const Cell*> from(vectors);
     std::vector<Cell*> to(vectors);
@@ -101,7 +103,7 @@ class Pass : public Step<T> {
         to[j] = to_map ? space.maps[target].line(first + j / across, 0) + j % across * LANES : between[n % 2] + j * LANES;
       if (n > 0) {
         for (int j = 0; j < vectors; j++) from[j] = between[1 - n % 2] + j * LANES;
-        dense[n - (depthwise ? 1 : 0)].run(0, from.data(), pitch, vectors, to.data(), to_pitch);
+        dense[n - (depthwise ? 1 : 0)].run(0, from.data(), pitch, vectors, to.data(), to_pitch, sums);
         continue;
       }
       for (size_t group = 0; group < sources.size(); group++) {
@@ -111,7 +113,7 @@ class Pass : public Step<T> {
         if (depthwise)
           depthwise->run(residual, from.data(), source, vectors, to.data(), to_pitch);
         else
-          dense[0].run(group, from.data(), source.pitch, vectors, to.data(), to_pitch);
+          dense[0].run(group, from.data(), source.pitch, vectors, to.data(), to_pitch, sums);
       }
     }
     if (target >= 0)
@@ -229,8 +231,7 @@ class Upsampling : public Step<T> {
     for (int j = 0; j < vectors; j++) from[j] = small.line(first + j / products.across, 0) + j % products.across * LANES;
     for (int tap = 0; tap < TAPS; tap++) {
       for (int j = 0; j < vectors; j++) to[j] = products.line(first + j / products.across, tap, 0) + j % products.across * LANES;
-      for (int j = 0; j < vectors; j += Weights<T>::AT_ONCE)
-        taps[tap].multiply_block(number, &from[j], std::min(Weights<T>::AT_ONCE, vectors - j), small.pitch, &to[j], products.pitch);
+      taps[tap].multiply_block(number, from.data(), vectors, small.pitch, to.data(), products.pitch);
     }
   }
 
@@ -271,7 +272,7 @@ class Upsampling : public Step<T> {
         Vector odd = .75f * (load(a) + load(b) + load(d + 1)) + .25f * (load(a - 1) + load(b + 1) + load(d));
         if (x == 0) even[0] -= .75f * a[-1] + .25f * a[0];  // the column outside at the left, and at the right
         if (int e = small.width - 1 - x; e < LANES) odd[e] -= .25f * d[e] + .75f * d[e + 1];
-        even = follower.operator()<T>(even, block + output + c), odd = follower.operator()<T>(odd, block + output + c);
+        even = follower.apply<T>(even, block + output + c), odd = follower.apply<T>(odd, block + output + c);
         left[c] = woven_first(even, odd), right[c] = woven_last(even, odd);
       }
       T::write(to + 2 * x, left);

@@ -132,7 +132,6 @@ struct Tiles : BFloat16 {
 template <>
 struct Weights<Tiles> {
   typedef Tiles::Cell Cell;
-  static constexpr int AT_ONCE = 4;  // vectors of pixels
   int block = 8, blocks = 0, rows = 0, columns = 0;
   int depth = 0;        // rows that are multiplied at a time
   Buffer<Cell> packed;  // [block][column][row / depth][output][row % depth]
@@ -162,10 +161,9 @@ struct Weights<Tiles> {
     TileScope::configure(block, depth);
     const Cell* weights = packed.start + size_t(number) * block * rows * columns;
     settle(weights);
-    if (vectors == AT_ONCE)
-      multiply_four(weights, from, window_pitch, to, pitch);
-    else
-      for (int j = 0; j < vectors; j++) multiply_one(weights, from[j], window_pitch, to[j], pitch);
+    int j = 0;
+    for (; j + 4 <= vectors; j += 4) multiply_four(weights, from + j, window_pitch, to + j, pitch);
+    for (; j < vectors; j++) multiply_one(weights, from[j], window_pitch, to[j], pitch);
     settle(to);
   }
 
