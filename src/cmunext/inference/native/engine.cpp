@@ -20,9 +20,7 @@ class NetworkIn : public Network {
   int rim = 1, ready_height = 0, ready_width = 0;  // the size that the maps are for
 
  public:
-  NetworkIn(Reader from, int threads) {
-    space.threads = threads;
-    space.scratch.resize(threads);
+  NetworkIn(Reader from, int threads) : space(threads) {
     space.maps.resize(from.next());
     for (Map<T>& map : space.maps) {
       map.channels = from.next(), map.level = from.next();

@@ -4,38 +4,30 @@
 #include <memory>
 
 #include "layers.h"
+#include "threads.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-// The maps of a network, what its steps need besides, and the threads that share the work of a step.
+// The maps of a network, the threads that share the work of its steps, and memory for each of them.
 template <class T>
 struct Workspace {
   std::vector<Map<T>> maps;
-  int threads = 1;
-  std::vector<Buffer<float>> scratch;  // one a thread
+  Threads threads;
+  std::vector<Buffer<float>> scratch;
 
-  float* mine(size_t cells) {
-#ifdef _OPENMP
-    Buffer<float>& buffer = scratch[omp_get_thread_num()];
-#else
-    Buffer<float>& buffer = scratch[0];
-#endif
-    if (buffer.size < cells) buffer.resize(cells);
-    return buffer.start;
+  explicit Workspace(int number) : threads(number), scratch(number) {}
+
+  float* of_thread(int thread, size_t numbers) {
+    if (scratch[thread].size < numbers) scratch[thread].resize(numbers);
+    return scratch[thread].start;
+  }
+
+  template <class Work>
+  void share(int pieces, Work work) {
+    threads.share(pieces, [&](int piece, int thread) {
+      [[maybe_unused]] typename T::Scope scope;
+      work(piece, thread);
+    });
   }
 };
-
-// work(n) for n < count, shared by the threads.
-template <class T, class Work>
-void share(int threads, int count, Work work) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int n = 0; n < count; n++) {
-    [[maybe_unused]] typename T::Scope scope;
-    work(n);
-  }
-}
 
 template <class T>
 struct Step {
@@ -78,19 +70,19 @@ class Pass : public Step<T> {
     for (const Dense<T>& layer : dense) widest = std::max(widest, rounded_up(layer.outputs, 16));
     const int lines = widest / T::CHANNELS, columns = rounded_up(map.width, LANES);
     int rows = std::max(STRIP / lines / columns, (2 * LANES + columns - 1) / columns);
-    rows = std::min(rows, (map.height + space.threads - 1) / space.threads);
-    share<T>(space.threads, (map.height + rows - 1) / rows, [&](int strip) {
-      run_strip(space, strip * rows, std::min(map.height, (strip + 1) * rows), lines, rows * columns + MARGIN, logits);
+    rows = std::min(rows, (map.height + space.threads.number() - 1) / space.threads.number());
+    space.share((map.height + rows - 1) / rows, [&](int strip, int thread) {
+      run_strip(space, thread, strip * rows, std::min(map.height, (strip + 1) * rows), lines, rows * columns + MARGIN, logits);
     });
   }
 
  private:
-  void run_strip(Workspace<T>& space, int first, int end, int lines, int pitch, float* logits) const {
+  void run_strip(Workspace<T>& space, int thread, int first, int end, int lines, int pitch, float* logits) const {
     const Map<T>& map = space.maps[sources[0]];
     const int across = rounded_up(map.width, LANES) / LANES, vectors = across * (end - first);
     Cell* between[2];
     const size_t sums_size = 16 * size_t(vectors * LANES + MARGIN);
-    float* sums = space.mine(sums_size + size_t(2) * lines * pitch);
+    float* sums = space.of_thread(thread, sums_size + size_t(2) * lines * pitch);
     between[0] = reinterpret_cast<Cell*>(sums + sums_size);
     between[1] = between[0] + size_t(lines) * pitch;
     std::vector<const Cell*> from(vectors);
@@ -144,7 +136,7 @@ class Pooling : public Step<T> {
 
   void run(Workspace<T>& space, float*) const override {
     const Map<T>&large = space.maps[source], &small = space.maps[target];
-    share<T>(space.threads, small.height, [&](int y) {
+    space.share(small.height, [&](int y, int) {
       for (int cell = 0; cell < small.cells; cell++)
         for (int x = 0; x < small.width; x += LANES) {
           const auto *upper = large.line(2 * y, cell) + 2 * x, *lower = large.line(2 * y + 1, cell) + 2 * x;
@@ -189,10 +181,10 @@ class Upsampling : public Step<T> {
     products.pitch = products.across * LANES + MARGIN;
     products.rows = std::max(2, 256 / (products.across * LANES));  // at a time
     products.block = taps[0].block;
-    const int blocks = taps[0].blocks, parts = std::min(space.threads, (small.height + products.rows - 1) / products.rows);
-    share<T>(space.threads, blocks * parts, [&](int n) {
+    const int blocks = taps[0].blocks, parts = std::min(space.threads.number(), (small.height + products.rows - 1) / products.rows);
+    space.share(blocks * parts, [&](int n, int thread) {
       int part = n % parts;
-      run_part(space, products, n / parts, small.height * part / parts, small.height * (part + 1) / parts);
+      run_part(space, thread, products, n / parts, small.height * part / parts, small.height * (part + 1) / parts);
     });
     space.maps[target].clear_tails(0, 2 * small.height);
   }
@@ -208,10 +200,10 @@ class Upsampling : public Step<T> {
   };
 
   // One block of outputs, for the rows of the small map from `first` to `end`.
-  void run_part(Workspace<T>& space, Products products, int number, int first, int end) const {
+  void run_part(Workspace<T>& space, int thread, Products products, int number, int first, int end) const {
     const Map<T>& small = space.maps[source];
     const size_t column_pitch = products.across * LANES + 2 * LANES;
-    products.start = space.mine(products.size() + 3 * T::CHANNELS * column_pitch);
+    products.start = space.of_thread(thread, products.size() + 3 * T::CHANNELS * column_pitch);
     float* columns = products.start + products.size();
     int ready = std::max(0, first - 1);
     for (int y = first; y < end; y += products.rows) {
