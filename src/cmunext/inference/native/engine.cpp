@@ -43,15 +43,21 @@ class NetworkIn : public Network {
       for (Map<T>& map : space.maps) map.resize(height, width, rim);
       ready_height = height, ready_width = width;
     }
-    for (int y = 0; y < height; y++)
-      for (int cell = 0; cell < input.cells; cell++)
-        for (int x = 0; x < width; x++) {
-          float channels[T::CHANNELS] = {};
-          for (int c = 0; c < T::CHANNELS && cell * T::CHANNELS + c < input.channels; c++)
-            channels[c] = image[(size_t(cell * T::CHANNELS + c) * height + y) * width + x];
-          input.line(y, cell)[x] = T::pack(channels);
-        }
+    read_image(image, input);
     for (const auto& step : steps) step->run(space, logits);
+  }
+
+ private:
+  static void read_image(const float* image, const Map<T>& input) {
+    for (int y = 0; y < input.height; y++)
+      for (int cell = 0; cell < input.cells; cell++)
+        for (int x = 0; x < input.width; x += LANES) {
+          Vector channels[T::CHANNELS] = {};
+          for (int c = 0; c < T::CHANNELS && cell * T::CHANNELS + c < input.channels; c++)
+            memcpy(&channels[c], image + (size_t(cell * T::CHANNELS + c) * input.height + y) * input.width + x,
+                   sizeof(float) * std::min(LANES, input.width - x));
+          T::write(input.line(y, cell) + x, channels);
+        }
   }
 };
 

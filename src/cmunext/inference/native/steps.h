@@ -203,16 +203,21 @@ class Upsampling : public Step<T> {
   void run_part(Workspace<T>& space, int thread, Products products, int number, int first, int end) const {
     const Map<T>& small = space.maps[source];
     const size_t column_pitch = products.across * LANES + 2 * LANES;
-    products.start = space.of_thread(thread, products.size() + 3 * T::CHANNELS * column_pitch);
+    products.start = space.of_thread(thread, products.size() + 2 * T::CHANNELS * 3 * column_pitch);
     float* columns = products.start + products.size();
     int ready = std::max(0, first - 1);
     for (int y = first; y < end; y += products.rows) {
       int last = std::min(end, y + products.rows), needed = std::min(small.height, last + 1);
       multiply_rows(small, products, number, ready, needed);
       ready = needed;
-      for (int row = 2 * y; row < 2 * last; row++)
-        for (int output = 0; output < products.block; output += T::CHANNELS)
-          sum_row(space, products, number * products.block, output, row, columns, column_pitch);
+      for (int row = y; row < last; row++)
+        for (int output = 0; output < products.block; output += T::CHANNELS) {
+          sum_columns(small, products, output, row, columns, column_pitch);
+          for (int half = 0; half < 2; half++) {
+            const float* of_row = columns + half * T::CHANNELS * 3 * column_pitch;
+            write_row(space, number * products.block + output, 2 * row + half, of_row, column_pitch);
+          }
+        }
     }
   }
 
@@ -227,35 +232,32 @@ class Upsampling : public Step<T> {
     }
   }
 
-  // Row `y` of a cell of the large map. `columns` takes, for each channel and column of the kernel, what its three taps give in this row,
-  // still at the low resolution from left to right.
-  void sum_row(Workspace<T>& space, const Products& products, int block, int output, int y, float* columns, size_t pitch) const {
-    const Map<T>&small = space.maps[source], &large = space.maps[target];
-    const int row = y / 2, above = std::max(row - 1, 0), below = std::min(row + 1, small.height - 1);
-    struct Between {  // an upsampled row lies between two rows of products
-      int first, second;
-      float share_of_first, share_of_second;
-    } seen[3] = {{above, row, .75f, .25f}, {above, row, .25f, .75f}, {row, below, .75f, .25f}};  // by the kernel's rows, for even y
-    if (y % 2) seen[0] = seen[1], seen[1] = seen[2], seen[2] = {row, below, .25f, .75f};
-    if (y == 0) seen[0].share_of_first = seen[0].share_of_second = 0;  // outside: zeros, as the convolution pads
-    if (y == large.height - 1) seen[2].share_of_first = seen[2].share_of_second = 0;
+  // For a cell of outputs, `columns` takes what the three taps of each column of the kernel give in the two upsampled rows of `row`, still at the
+  // low resolution from left to right: [row of two][channel][column of the kernel][x]. An upsampled row lies between two rows of products, and
+  // what is outside of the map counts as zeros, as the convolution pads it.
+  void sum_columns(const Map<T>& small, const Products& products, int output, int row, float* columns, size_t pitch) const {
+    const int above = std::max(row - 1, 0), below = std::min(row + 1, small.height - 1);
+    const float top = row > 0, bottom = row + 1 < small.height;
     for (int c = 0; c < T::CHANNELS; c++)
       for (int column = 0; column < 3; column++) {
-        const float* lines[3][2];
-        for (int r = 0; r < 3; r++) {
-          lines[r][0] = products.line(seen[r].first, r * 3 + column, output + c);
-          lines[r][1] = products.line(seen[r].second, r * 3 + column, output + c);
-        }
-        float* to = columns + (c * 3 + column) * pitch + LANES;
+        auto line = [&](int y, int tap_row) { return products.line(y, tap_row * 3 + column, output + c); };
+        const float *upper[2] = {line(above, 0), line(row, 0)}, *middle[3] = {line(above, 1), line(row, 1), line(below, 1)};
+        const float* lower[2] = {line(row, 2), line(below, 2)};
+        float *even = columns + (c * 3 + column) * pitch + LANES, *odd = even + T::CHANNELS * 3 * pitch;
         for (int x = 0; x < small.width; x += LANES) {
-          Vector sum = all(0);
-          UNROLL for (int r = 0; r < 3; r++)
-            sum += seen[r].share_of_first * load(lines[r][0] + x) + seen[r].share_of_second * load(lines[r][1] + x);
-          store(to + x, sum);
+          const Vector u0 = load(upper[0] + x), u1 = load(upper[1] + x), l0 = load(lower[0] + x), l1 = load(lower[1] + x);
+          const Vector m0 = load(middle[0] + x), m1 = load(middle[1] + x), m2 = load(middle[2] + x);
+          store(even + x, top * .75f * u0 + top * .25f * u1 + .25f * m0 + .75f * (m1 + l0) + .25f * l1);
+          store(odd + x, .25f * u0 + .75f * (u1 + m1) + .25f * m2 + bottom * .25f * l0 + bottom * .75f * l1);
         }
-        to[-1] = to[0], to[small.width] = to[small.width - 1];  // upsampling repeats the edge
+        for (float* sums : {even, odd}) sums[-1] = sums[0], sums[small.width] = sums[small.width - 1];  // upsampling repeats the edge
       }
-    Cell* to = large.line(y, (block + output) / T::CHANNELS);
+  }
+
+  // Row `y` of a cell of the large map: the three sums of its columns, upsampled from left to right and shifted.
+  void write_row(Workspace<T>& space, int output, int y, const float* columns, size_t pitch) const {
+    const Map<T>&small = space.maps[source], &large = space.maps[target];
+    Cell* to = large.line(y, output / T::CHANNELS);
     for (int x = 0; x < small.width; x += LANES) {
       Vector left[T::CHANNELS], right[T::CHANNELS];
       for (int c = 0; c < T::CHANNELS; c++) {
@@ -264,7 +266,7 @@ class Upsampling : public Step<T> {
         Vector odd = .75f * (load(a) + load(b) + load(d + 1)) + .25f * (load(a - 1) + load(b + 1) + load(d));
         if (x == 0) even[0] -= .75f * a[-1] + .25f * a[0];  // the column outside at the left, and at the right
         if (int e = small.width - 1 - x; e < LANES) odd[e] -= .25f * d[e] + .75f * d[e + 1];
-        even = follower.apply<T>(even, block + output + c), odd = follower.apply<T>(odd, block + output + c);
+        even = follower.apply<T>(even, output + c), odd = follower.apply<T>(odd, output + c);
         left[c] = woven_first(even, odd), right[c] = woven_last(even, odd);
       }
       T::write(to + 2 * x, left);
