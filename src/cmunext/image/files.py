@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
+from cmunext.image import png
 from cmunext.storage import write_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")  # what a folder is searched for
@@ -86,6 +87,9 @@ def write_image(path: StrPath, image: NDArray[np.uint8]) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise UsageError(f"{path}: images are written as {', '.join(IMAGE_SUFFIXES)}; choose one of these suffixes")
+    if suffix == ".png":
+        write_bytes(path, png.encode(image))
+        return
     if not cv2.haveImageWriter(suffix):
         raise UsageError(f"{path}: this OpenCV ({cv2.__version__}) cannot write {suffix}; write .png")
     _, encoded = cv2.imencode(suffix, image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
