@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from tests.tiny_network import write_network
 
@@ -16,6 +17,7 @@ from cmunext.benchmark.latency_plot import plot
 from cmunext.benchmark.latency_worker import peak_memory
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
+from cmunext.inference.native import library
 
 KEYS = {"network", "backend", "precision", "threads", "median_ms", "p95_ms", "max_abs_diff"}
 
@@ -48,6 +50,23 @@ def test_the_rows_of_a_file(network: Path, tmp_path: Path, capsys: pytest.Captur
     assert rows[0]["max_abs_diff"] == 0
     assert 0 <= rows[1]["max_abs_diff"] < 1e-4
     assert rows[1]["mask_iou"] == 1
+
+
+def test_native_is_no_trouble_where_nobody_asked_for_it(network: Path, tmp_path: Path) -> None:
+    if not library.available():
+        pytest.skip("there is no C++ compiler")
+    model = onnx.load(network)
+    model.graph.node[0].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Identity", ["before"], ["logits"]))
+    onnx.save(model, tmp_path / "other.onnx")
+    rows, troubles = measure([str(tmp_path / "other.onnx")], count=1)
+    assert troubles == []
+    assert "onnxruntime" in {row.backend for row in rows}
+    assert "native" not in {row.backend for row in rows}
+    rows, troubles = measure([str(network), str(tmp_path / "other.onnx")], ["native"], ["float32"], count=1)
+    assert [row.network for row in rows] == [str(network)]
+    assert rows[0].max_abs_diff < 1e-4
+    assert "the native backend runs CMUNeXt, and this network has" in troubles[0]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,12 +109,18 @@ def measure(
     """
     plan = _plan(backends, precisions, threads)
     pixels = [read_image(path) for path in images] or [simulate(seed, *SIZE)[0] for seed in range(PHANTOMS)]
+    if any(backend == "native" for backend, _, _ in plan):
+        progress("building the native backend")
+        with suppress(InputError, UsageError):  # the process that needs it says so
+            library.load_library()  # or the first one's start-up would count it
     with tempfile.TemporaryDirectory(prefix="cmunext-") as folder:
         prepared, troubles = prepare_all(networks, {backend for backend, _, _ in plan}, Path(folder), progress)
         with ExitStack() as stack:
             workers, more = _start(prepared, plan, pixels, Path(folder), stack, progress)
             if not precisions:  # nobody asked for them
                 more = {each: trouble for each, trouble in more.items() if each[2] == "float32"}
+            if not backends:  # native runs CMUNeXt, and nobody asked for it elsewhere
+                more = {each: trouble for each, trouble in more.items() if each[1] != "native"}
             _take_turns(workers, -(-count // BURST), progress)
             rows = [worker.row() for worker in workers]
     return rows, [*troubles, *more.values()]
