@@ -1,8 +1,11 @@
 """The native backend: our own C++ gives what ONNX Runtime gives, for CMUNeXt of any shape and on whatever instructions it is built for."""
 
+import gc
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -136,7 +139,9 @@ def test_the_matrix_unit_builds(tmp_path: Path) -> None:
     """Its instructions have run nowhere yet; at least they are what the compiler makes of it."""
     built = tmp_path / "amx.so"
     flags = [flag.replace("native", "sapphirerapids") for flag in library.FLAGS]
-    done = subprocess.run([library.compiler(), *flags, "-Wall", library.SOURCES[0], "-o", built], capture_output=True, text=True)
+    done = subprocess.run(
+        [*(library.compiler() or []), *flags, "-Wall", library.SOURCES[0], "-o", built], capture_output=True, text=True
+    )
     if "sapphirerapids" in done.stderr:
         pytest.skip("this compiler does not know the matrix unit")
     assert done.returncode == 0, done.stderr
@@ -151,9 +156,7 @@ def test_a_library_that_computes_wrongly_is_not_kept(
     for source in library.SOURCES:
         (wrong / source.name).write_text(source.read_text().replace(".75f", ".74f"))
     monkeypatch.setattr(library, "SOURCES", tuple(wrong / source.name for source in library.SOURCES))
-    with pytest.raises(
-        InputError, match=r"cannot build a native backend that works here \(error: in float32 the logits differ by"
-    ):
+    with pytest.raises(InputError, match=r"builds no native backend that works here \(error: in float32 the logits differ by"):
         open_weights(odd, "native")
     assert list(empty_cache.iterdir()) == []
 
@@ -162,7 +165,7 @@ def test_a_library_that_crashes_is_built_without_the_matrix_unit(
     odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch
 ) -> None:
     crashing = tmp_path / "g++"
-    real = library.compiler()
+    (real,) = library.compiler() or [""]
     crashing.write_text(f'#!/bin/sh\ncase "$*" in *-mno-amx-tile*) exec {real} "$@" ;; *) exec {real} "$@" -DCRASH ;; esac\n')
     crashing.chmod(0o755)
     monkeypatch.setenv("CXX", str(crashing))
@@ -208,6 +211,8 @@ def test_a_size_or_channels_that_do_not_fit(odd: Path) -> None:
         backend(np.zeros((1, 1, 72, 64), np.float32))
     with pytest.raises(InputError, match="it must have 1 channels"):
         backend(np.zeros((1, 3, 64, 64), np.float32))
+    with pytest.raises(InputError, match="input of 1 x 0 x 64 does not fit"):
+        backend(np.zeros((1, 1, 0, 64), np.float32))
 
 
 def test_what_it_has_not(odd: Path) -> None:
@@ -311,16 +316,190 @@ def test_a_compiler_that_fails_leaves_nothing(
     failing.write_text("#!/bin/sh\necho 'In file included' >&2; echo 'vectors.h:1: error: no such thing' >&2; exit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CXX", str(failing))
-    with pytest.raises(InputError, match=r"cannot build a native backend that works here .*error: no such thing"):
+    with pytest.raises(InputError, match=r"builds no native backend that works here .*error: no such thing"):
         open_weights(odd, "native")
     assert list(empty_cache.iterdir()) == []
 
 
-def test_a_damaged_library_says_so(odd: Path, empty_cache: Path) -> None:
+def test_a_damaged_library_is_built_again(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library.library_path().parent.mkdir(parents=True)
     library.library_path().write_text("no library")
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "compiler", lambda: None)
+        with pytest.raises(UsageError, match="needs a C"):
+            open_weights(odd, "native")
+    check_equal(odd, (64, 64))
+    library.library_path().write_text("no library")
     with pytest.raises(InputError, match=r"cannot be loaded .* delete it, and it is built again"):
+        library.open_library(library.library_path())
+
+
+def test_the_compiler_of_one_s_choice(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="CXX is 'no-such-compiler', which is not found"):
         open_weights(odd, "native")
+    monkeypatch.delenv("CXX")
+    (real,) = library.compiler() or [""]
+    monkeypatch.setenv("CXX", f"env {real}")
+    assert library.compiler() is not None
+    check_equal(odd, (64, 64))
+
+
+def test_modules_in_the_current_folder_are_left_alone(
+    odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CMUNEXT_CACHE", "cache")
+    check_equal(odd, (64, 64))
+
+
+def small(path: Path, nodes: list, classes: int = 8, **constants: np.ndarray) -> Path:
+    """A network of hand-written nodes from `image`, 3 x 32 x 32, to `logits`, with random weights of the given shapes."""
+    generator = np.random.default_rng(0)
+    made = {
+        name: generator.normal(size=value).astype(np.float32) if isinstance(value, tuple) else value
+        for name, value in constants.items()
+    }
+    metadata = describe(Preprocessing(32, 32, mean=(0.5,) * 3, std=(0.5,) * 3), tuple(f"class {n}" for n in range(classes)))
+    float32 = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes,
+        "small",
+        [onnx.helper.make_tensor_value_info("image", float32, ["batch", 3, None, None])],
+        [onnx.helper.make_tensor_value_info("logits", float32, ["batch", None, None, None])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in made.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
+    onnx.save(model, path)
+    return path
+
+
+def conv(source: str, result: str, weights: str, kernel: int, group: int = 1, **attributes) -> onnx.NodeProto:
+    padding = {"pads": [kernel // 2] * 4} | attributes
+    return onnx.helper.make_node(
+        "Conv", [source, weights, *(["bias"] if weights == "biased" else [])], [result], group=group, **padding
+    )
+
+
+def pool(source: str, result: str, **attributes) -> onnx.NodeProto:
+    return onnx.helper.make_node("MaxPool", [source], [result], kernel_shape=[2, 2], **attributes)
+
+
+def up(source: str, result: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Resize", [source, "", "scales"], [result], mode="linear")
+
+
+SCALES = np.array([1, 1, 2, 2], np.float32)
+STEM = conv("image", "a", "stem", 3)
+WEIGHTS = {"stem": (8, 3, 3, 3), "head": (8, 8, 1, 1)}
+NORM = {
+    name: np.abs(np.random.default_rng(1).normal(size=8)).astype(np.float32) for name in ("gain", "shift", "mean", "variance")
+}
+
+MISFITS = {
+    "more classes than it says": ([conv("image", "logits", "w", 1)], {"w": (100, 3, 1, 1)}),
+    "depthwise at the end": ([STEM, conv("a", "logits", "w", 3, 8)], {"w": (8, 1, 3, 3)}),
+    "depthwise of two maps": (
+        [
+            STEM,
+            onnx.helper.make_node("Concat", ["a", "a"], ["b"], axis=1),
+            conv("b", "c", "w", 3, 16),
+            conv("c", "logits", "v", 1),
+        ],
+        {"w": (16, 1, 3, 3), "v": (8, 16, 1, 1)},
+    ),
+    "larger than the image": (
+        [STEM, up("a", "b"), conv("b", "c", "w", 3), conv("c", "logits", "head", 1)],
+        {"w": (8, 8, 3, 3), "scales": SCALES},
+    ),
+    "logits of half the size": ([STEM, pool("a", "b", strides=[2, 2]), conv("b", "logits", "head", 1)], {}),
+    "groups of four": (
+        [
+            STEM,
+            onnx.helper.make_node("Concat", ["a", "a"], ["b"], axis=1),
+            conv("b", "c", "w", 3, 2),
+            conv("c", "logits", "head", 1),
+        ],
+        {"w": (8, 8, 3, 3)},
+    ),
+    "pooling at every pixel": (
+        [STEM, pool("a", "b"), up("b", "c"), conv("c", "d", "w", 3), conv("d", "logits", "head", 1)],
+        {"w": (8, 8, 3, 3), "scales": SCALES},
+    ),
+    "no padding": ([conv("image", "a", "stem", 3, pads=[0] * 4), conv("a", "logits", "head", 1)], {}),
+    "padding by itself": (
+        [onnx.helper.make_node("Conv", ["image", "stem"], ["a"], auto_pad="VALID"), conv("a", "logits", "head", 1)],
+        {},
+    ),
+    "statistics of the batch": (
+        [
+            STEM,
+            onnx.helper.make_node("BatchNormalization", ["a", *NORM], ["b"], training_mode=1),
+            conv("b", "logits", "head", 1),
+        ],
+        NORM,
+    ),
+    "too many inputs": ([STEM, conv("a", "logits", "w", 1)], {"w": (8, 512, 1, 1)}),
+    "too short a bias": (
+        [conv("image", "a", "biased", 3), conv("a", "logits", "head", 1)],
+        {"biased": (8, 3, 3, 3), "bias": (1,)},
+    ),
+    "weights that are computed": (
+        [
+            STEM,
+            onnx.helper.make_node("Neg", ["gain"], ["other"]),
+            onnx.helper.make_node("BatchNormalization", ["a", "other", "shift", "mean", "variance"], ["b"]),
+            conv("b", "logits", "head", 1),
+        ],
+        NORM,
+    ),
+    "a number": (
+        [onnx.helper.make_node("Constant", [], ["number"], value_float=1.0), STEM, conv("a", "logits", "head", 1)],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_is_refused(name: str, tmp_path: Path) -> None:
+    nodes, constants = MISFITS[name]
+    path = small(tmp_path / "small.onnx", nodes, **{**WEIGHTS, **constants})
+    with pytest.raises(InputError, match=r"small\.onnx: the "):
+        open_weights(path, "native")
+
+
+def test_a_small_network_that_fits(tmp_path: Path) -> None:
+    norm = onnx.helper.make_node("BatchNormalization", ["r", *NORM], ["b"])
+    relu = onnx.helper.make_node("Relu", ["a"], ["r"])
+    nodes = [
+        STEM,
+        relu,
+        norm,
+        pool("b", "c", strides=[2, 2]),
+        up("c", "d"),
+        conv("d", "e", "w", 3),
+        conv("e", "logits", "head", 1),
+    ]
+    path = small(tmp_path / "small.onnx", nodes, **WEIGHTS, **NORM, w=(8, 8, 3, 3), scales=SCALES)
+    for size in ((32, 32), (2, 2), (6, 34)):
+        check_equal(path, size)
+
+
+def test_copies_and_forks_free_nothing_twice(odd: Path) -> None:
+    backend = open_weights(odd, "native", threads=3)
+    batch = inputs(odd, (64, 64))
+    expected = backend(batch)
+    twin = replace(backend, name="twin")
+    child = os.fork()
+    if child == 0:
+        del backend, twin
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    del backend
+    np.testing.assert_array_equal(twin(batch), expected)
 
 
 def test_auto_measures_it_once_it_is_built(odd: Path) -> None:
@@ -341,14 +520,15 @@ def test_a_network_that_it_cannot_run_is_left_to_the_others(odd: Path, tmp_path:
 def test_it_is_freed(odd: Path) -> None:
     backend = native.load(odd)
     freed = []
-    original = backend._library.cmunext_close
+    original = backend._network._library.cmunext_close
 
     class Watched:
-        def cmunext_close(self, network: int) -> None:
-            freed.append(network)
-            original(network)
+        def cmunext_close(self, address: int) -> None:
+            freed.append(address)
+            original(address)
 
-    number = backend._network
-    object.__setattr__(backend, "_library", Watched())
+    address = backend._network._address
+    backend._network._library = Watched()
     del backend
-    assert freed == [number]
+    gc.collect()
+    assert freed == [address]

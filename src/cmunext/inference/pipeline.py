@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from cmunext.errors import InputError
+from cmunext.inference.processor import cores
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -71,8 +72,7 @@ def overlapped(
 
 def helpers() -> int:
     """How many helpers keep a network busy on this machine: one a core, and not more than four."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
-    return min(4, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return min(4, cores())
 
 
 def _current_core() -> int | None:

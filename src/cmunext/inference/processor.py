@@ -1,5 +1,6 @@
 """Which processor this is, as far as that decides what runs fast."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -11,3 +12,9 @@ def processor() -> str:
     except OSError:  # not Linux
         return f"{platform.machine()} {platform.processor()}"
     return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -8,7 +8,6 @@ cannot be read or written, the only loss is a measurement.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.native import library
-from cmunext.inference.processor import processor
+from cmunext.inference.processor import cores, processor
 from cmunext.storage import cache_folder, write_json
 
 # Smallest mean IoU between the masks in bfloat16 and in float32 with which `auto` takes bfloat16. What is meant is 0.995 on patients, but
@@ -143,7 +142,7 @@ def _agreement(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> floa
 def _key(path: Path, threads: int | None) -> str:
     """Changes with the weights' bytes, the machine, the runtimes and the threads."""
     runtimes = [_version("onnxruntime"), _version("openvino"), *([library.library_path().name] if "native" in _others() else [])]
-    what = (processor(), os.cpu_count(), runtimes, threads)
+    what = (processor(), cores(), runtimes, threads)
     return hashlib.sha256(path.read_bytes() + repr(what).encode()).hexdigest()
 
 

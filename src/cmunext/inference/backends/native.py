@@ -13,14 +13,37 @@ from numpy.typing import NDArray
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends.signature import PRECISION, Port, check_signature
 from cmunext.inference.native.library import load_library
+from cmunext.inference.processor import cores
 from cmunext.metadata import Metadata
 
 try:
     import onnx
 
-    from cmunext.inference.native.program import build
+    from cmunext.inference.native.program import Program, build
 except ModuleNotFoundError as error:
     raise UsageError("this backend needs the package onnx; install cmunext[native], or choose --backend onnxruntime") from error
+
+
+class _Network:
+    """A network in the library's memory, which goes with this object. A forked child has no part in it: its threads are not there."""
+
+    def __init__(self, library: ctypes.CDLL, program: Program, threads: int, precision: str):
+        pointers = program.integers.ctypes.data, program.numbers.ctypes.data
+        self._address = library.cmunext_open(*pointers, threads, precision == "bfloat16")
+        self._library, self._process, self._lock = library, os.getpid(), threading.Lock()
+        if not self._address:
+            raise MemoryError
+
+    def run(self, image: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+        """float32 C x h x w -> float32 K x h x w, both in one piece."""
+        with self._lock:
+            failed = self._library.cmunext_run(self._address, image.ctypes.data, *image.shape[1:], logits.ctypes.data)
+        if failed:
+            raise MemoryError
+
+    def __del__(self) -> None:
+        if self._address and os.getpid() == self._process:
+            self._library.cmunext_close(self._address)
 
 
 @dataclass(frozen=True)
@@ -30,32 +53,29 @@ class NativeBackend:
     metadata: Metadata
     precision: str
     divisor: int
-    _library: ctypes.CDLL = field(repr=False)
-    _network: int = field(repr=False)
-    _lock: Any = field(default_factory=threading.Lock, repr=False)
+    _network: _Network = field(repr=False)
     name: str = "native"
     preferred_batch: int = 1
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Network input float32 N x C x h x w -> logits float32 N x K x h x w. Raises InputError where the size does not fit, or memory."""
         count, channels, height, width = batch.shape
-        if channels != self.metadata.in_channels or height % self.divisor or width % self.divisor:
+        fits = all(side and side % self.divisor == 0 for side in (height, width))
+        if channels != self.metadata.in_channels or not fits:
             raise InputError(
                 f"input of {channels} x {height} x {width} does not fit: it must have {self.metadata.in_channels} channels, and height "
                 f"and width must divide by {self.divisor}"
             )
         images = np.ascontiguousarray(batch, np.float32)
         logits = np.empty((count, self.metadata.num_classes, height, width), np.float32)
-        with self._lock:
+        try:
             for image, result in zip(images, logits, strict=True):
-                if self._library.cmunext_run(self._network, image.ctypes.data, height, width, result.ctypes.data):
-                    raise InputError(
-                        f"there is not enough memory for an image of {height} x {width}; free some, or use a smaller size"
-                    )
+                self._network.run(image, result)
+        except MemoryError as error:
+            raise InputError(
+                f"there is not enough memory for an image of {height} x {width}; free some, or use a smaller size"
+            ) from error
         return logits
-
-    def __del__(self) -> None:
-        self._library.cmunext_close(self._network)
 
 
 def load(
@@ -101,12 +121,16 @@ def open_network(path: Path, library: ctypes.CDLL, threads: int | None, precisio
     if precision == "bfloat16" and not library.cmunext_bfloat16():
         raise UsageError("precision is 'bfloat16', which native computes in on CPUs with AVX-512 BF16 only; use float32")
     program = build(model, str(path))
-    network = library.cmunext_open(
-        program.integers.ctypes.data, program.numbers.ctypes.data, threads or os.cpu_count() or 1, precision == "bfloat16"
-    )
-    if not network:
-        raise InputError(f"{path}: there is not enough memory for this network; free some")
-    return NativeBackend(metadata, precision, 2**program.levels, library, network)
+    if (program.in_channels, program.num_classes) != (metadata.in_channels, metadata.num_classes):
+        raise InputError(
+            f"{path}: the network takes {program.in_channels} channels and gives {program.num_classes} classes, and its metadata promises "
+            f"{metadata.in_channels} and {metadata.num_classes}; export the weights again"
+        )
+    try:
+        network = _Network(library, program, threads or cores(), precision)
+    except MemoryError as error:
+        raise InputError(f"{path}: there is not enough memory for this network; free some") from error
+    return NativeBackend(metadata, precision, 2**program.levels, network)
 
 
 def _port(value: Any) -> Port:

@@ -89,7 +89,7 @@ void* cmunext_open(const int32_t* integers, const float* numbers, int threads, i
 #if defined(__AVX512BF16__)
     return new NetworkIn<BFloat16>({integers, numbers}, threads);
 #endif
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
   }
   return nullptr;
 }
@@ -100,7 +100,7 @@ int cmunext_run(void* network, const float* image, int height, int width, float*
   try {
     static_cast<Network*>(network)->run(image, height, width, logits);
     return 0;
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     return 1;
   }
 }

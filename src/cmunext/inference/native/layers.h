@@ -160,7 +160,7 @@ struct Dense {
     follower.read(from, outputs);
   }
 
-  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for 16 * vectors * LANES numbers.
+  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for 16 * (vectors * LANES + MARGIN) numbers.
   void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch, float* sums) const {
     const Weights<T>& weights = groups[group];
     const size_t sums_pitch = vectors * LANES + MARGIN;

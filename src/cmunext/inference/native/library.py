@@ -7,9 +7,11 @@ folder has its own.
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,11 +26,7 @@ SOURCES = tuple(
 )
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-pthread", "-shared", "-fPIC", "-w")
-VARIANTS = (
-    ("-fopenmp",),
-    ("-fopenmp", "-mno-amx-tile"),
-    (),
-)  # the first that builds and proves itself: without the matrix unit, without threads
+VARIANTS = ((), ("-mno-amx-tile",))  # the first that builds and proves itself is kept; the second goes without the matrix unit
 SECONDS = 300  # that a build, or a proof, may take
 
 
@@ -46,20 +44,20 @@ def library_path() -> Path:
     """Where the library for this machine lies, or would: its name changes with the sources and the processor."""
     content = b"".join(source.read_bytes() for source in SOURCES)
     digest = hashlib.sha256(content + repr((processor(), FLAGS)).encode()).hexdigest()[:16]
-    return cache_folder() / f"native-{digest}.so"
+    return (cache_folder() / f"native-{digest}.so").absolute()
 
 
-def compiler() -> str | None:
-    """The C++ compiler: `$CXX`, or the first of `COMPILERS` on the path."""
-    for name in (os.environ.get("CXX"), *COMPILERS):
-        if name and (found := shutil.which(name)):
-            return found
-    return None
+def compiler() -> list[str] | None:
+    """The command of the C++ compiler: `$CXX`, or the first of `COMPILERS` on the path; None where there is none."""
+    if chosen := os.environ.get("CXX"):
+        command = [chosen] if shutil.which(chosen) else shlex.split(chosen)
+        return command if shutil.which(command[0]) else None
+    return next(([found] for name in COMPILERS if (found := shutil.which(name))), None)
 
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The library, built first where it is not there, which takes seconds.
+    """The library, built first where it is not there or damaged, which takes seconds.
 
     Raises
     ------
@@ -67,8 +65,10 @@ def load_library() -> ctypes.CDLL:
     InputError : when it cannot be built, or what lies in the cache cannot be used.
     """
     path = library_path()
-    if not path.is_file():
-        _build(path)
+    if path.is_file():
+        with suppress(InputError):
+            return open_library(path)
+    _build(path)
     return open_library(path)
 
 
@@ -93,33 +93,43 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 def _build(path: Path) -> None:
     """Write the first variant that builds and that `proof` finds right; nothing else is ever under this name."""
-    found = compiler()
-    if found is None:
+    command = compiler()
+    if command is None:
+        named = f"CXX is {os.environ['CXX']!r}, which is not found; " if os.environ.get("CXX") else ""
         raise UsageError(
-            "the native backend is built on this machine and needs a C++ compiler; install g++, or choose another backend"
+            f"{named}the native backend is built on this machine and needs a C++ compiler; install g++ 12 or newer, or choose another backend"
         )
     try:
         with replacing(path) as temporary:
             for variant in VARIANTS:
-                done = _run([found, *FLAGS, *variant, str(SOURCES[0]), "-o", str(temporary)])
+                done = _run([*command, *FLAGS, *variant, str(SOURCES[0]), "-o", str(temporary)], path.parent)
                 if done.returncode == 0:
-                    done = _run([sys.executable, "-m", "cmunext.inference.native.proof", str(temporary)])
+                    done = _run([sys.executable, "-m", "cmunext.inference.native.proof", str(temporary)], path.parent)
                 if done.returncode == 0:
                     return
-            problem = _first_error(done.stderr) or f"it ended with {done.returncode}"
-            raise InputError(f"{found} cannot build a native backend that works here ({problem}); choose --backend onnxruntime")
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{found} needs more than {SECONDS} s for the native backend; choose --backend onnxruntime") from error
+            problem = _reason(done.stderr) or f"it ended with {done.returncode}"
+            raise InputError(
+                f"{command[0]} builds no native backend that works here ({problem}); choose --backend onnxruntime, or another compiler by CXX"
+            )
     except OSError as error:
         raise InputError(
             f"{path}: the native backend cannot be written ({error.strerror}); set CMUNEXT_CACHE to a folder of yours"
         ) from error
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder that holds no modules, where it finds the same packages as this process."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=folder, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(
+            f"{command[0]} cannot be run to build the native backend ({error}); choose --backend onnxruntime"
+        ) from error
 
 
-def _first_error(output: str) -> str:
+def _reason(output: str) -> str:
+    """The first error of a compiler, or the last line of whatever else failed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line), lines[0] if lines else "")[:200]
+    return next((line for line in lines if "error:" in line), lines[-1] if lines else "")[:200]

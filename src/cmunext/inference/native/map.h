@@ -8,7 +8,8 @@
 #include "vectors.h"
 
 constexpr int ALIGNED = 64;  // bytes
-constexpr int MARGIN = 16;   // zeros behind each line of a map: more than half of any kernel
+constexpr int MARGIN = 16;   // zeros behind each line of a map: more than half of any kernel, and a vector, which pooling reads
+static_assert(MARGIN >= LANES);
 
 static inline int rounded_up(int x, int to) { return (x + to - 1) / to * to; }
 

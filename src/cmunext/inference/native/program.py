@@ -27,6 +27,16 @@ from cmunext.errors import InputError
 CHANNELS = 8  # what every map but the image's has a multiple of
 LARGEST_KERNEL = 15
 
+# What ONNX takes for attributes that a node does not have, where they matter here.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Conv": {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET", "group": 1},
+    "MaxPool": {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET", "ceil_mode": 0},
+    "BatchNormalization": {"epsilon": 1e-5, "training_mode": 0},
+    "Gelu": {"approximate": b"none"},
+    "Resize": {"mode": b"nearest", "coordinate_transformation_mode": b"half_pixel"},
+}
+HALVES = {"strides": [2, 2], "kernel_shape": [2, 2], "pads": [0] * 4, "dilations": [1, 1], "auto_pad": b"NOTSET", "ceil_mode": 0}
+
 PASS, POOLING, UPSAMPLING = range(3)
 ACTIVATIONS = {"Relu": 1, "Gelu": 2}
 TO_LOGITS = -1
@@ -34,11 +44,13 @@ TO_LOGITS = -1
 
 @dataclass(frozen=True)
 class Program:
-    """What engine.cpp reads, and what must be known to call it: `levels`, how often the image is halved."""
+    """What engine.cpp reads, and what must be known to call it: `levels`, how often the image is halved, and the channels of both ends."""
 
     integers: NDArray[np.int32]
     numbers: NDArray[np.float32]
     levels: int
+    in_channels: int
+    num_classes: int
 
 
 @dataclass
@@ -52,6 +64,10 @@ class _Layer:
     affine: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     residual: bool
     result: str
+
+    @property
+    def outputs(self) -> int:
+        return len(self.weights)
 
     @property
     def is_depthwise(self) -> bool:
@@ -82,6 +98,7 @@ class _Steps:
     numbers: list[NDArray[np.float32]] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)  # of a value that is others side by side
     small: dict[str, str] = field(default_factory=dict)  # what a value is the upsampled form of
+    classes: int = 0  # of the logits, once they are there
 
     def add_map(self, value: str, channels: int, level: int) -> int:
         if channels % CHANNELS:
@@ -115,14 +132,15 @@ def _build(graph: onnx.GraphProto) -> Program:
     steps = _Steps([(channels, 0)], {image.name: 0})
     for node in reading.unread():
         _read(node, reading, steps)
-    if not steps.steps or steps.steps[-1][:1] != [PASS] or steps.steps[-1][3] != TO_LOGITS:
+    if not steps.classes:
         raise _Unfit("an output that is not the last convolution's")
     maps = [number for each in steps.maps for number in each]
     integers = [len(steps.maps), *maps, len(steps.steps), *(number for step in steps.steps for number in step)]
     numbers = np.concatenate([part.ravel() for part in steps.numbers])
     if not np.isfinite(numbers).all():
         raise _Unfit("weights that are not finite numbers")
-    return Program(np.array(integers, np.int32), numbers, max(level for _, level in steps.maps))
+    levels = max(level for _, level in steps.maps)
+    return Program(np.array(integers, np.int32), numbers, levels, channels, steps.classes)
 
 
 def _read(node: onnx.NodeProto, graph: "_Graph", steps: _Steps) -> None:
@@ -148,26 +166,33 @@ def _read(node: onnx.NodeProto, graph: "_Graph", steps: _Steps) -> None:
 
 def _add_pass(layer: _Layer, sources: Sequence[str], graph: "_Graph", steps: _Steps) -> None:
     """A convolution, and the 1 x 1 convolutions that alone read what it gives."""
-    if not layer.is_depthwise and len(sources) != layer.groups:
+    if len(sources) != (1 if layer.is_depthwise else layer.groups):
         raise _Unfit(f"a convolution of {layer.groups} groups that reads {len(sources)} feature maps")
     places = [_place(source, steps) for source in sources]
-    channels, inputs = {steps.maps[place] for place in places}, layer.weights.shape[1]
-    (_, level) = steps.maps[places[0]]
-    if len(channels) > 1 or (not layer.is_depthwise and channels != {(inputs, level)}):
-        raise _Unfit("groups of a convolution that are not the feature maps which it reads")
+    level = steps.maps[places[0]][1]
+    seen = layer.outputs if layer.is_depthwise else layer.weights.shape[1]
+    if any(steps.maps[place] != (seen, level) for place in places):
+        raise _Unfit("a convolution that does not fit the feature maps which it reads")
     layers = [layer]
     while (behind := graph.only_reader(layers[-1].result)) is not None and behind.op_type == "Conv":
         following = graph.layer(behind, peek=True)
         if not following.is_pointwise or following.residual:
             break
+        if following.weights.shape[1] != layers[-1].outputs:
+            raise _Unfit("a convolution that does not fit the one before it")
         layers.append(graph.layer(behind))
-    if any(each.residual for each in layers) and not layer.is_depthwise:
+    if layer.residual and not layer.is_depthwise:
         raise _Unfit("a sum that is not around a depthwise convolution")
     last = layers[-1]
-    for each in layers[:-1]:
-        if len(each.weights) % CHANNELS:
-            raise _Unfit(f"a layer of {len(each.weights)} channels, no multiple of {CHANNELS}")
-    target = TO_LOGITS if last.result == graph.output else steps.add_map(last.result, len(last.weights), level)
+    is_last = last.result == graph.output
+    if is_last and (steps.classes or level or last.is_depthwise or last.groups > 1):
+        raise _Unfit("logits that are not those of a convolution at the image's own size")
+    for each in layers[:-1] if is_last else layers:
+        if each.outputs // (1 if each.is_depthwise else each.groups) % CHANNELS:
+            raise _Unfit(f"a layer of {each.outputs} channels, no multiple of {CHANNELS} a group")
+    if is_last:
+        steps.classes = last.outputs
+    target = TO_LOGITS if is_last else steps.add_map(last.result, last.outputs, level)
     head = [PASS, int(layer.is_depthwise), int(layer.residual), target, len(places), *places, len(layers)]
     steps.steps.append(head + [number for each in layers for number in (*each.shape(), *each.follower())])
     steps.numbers += [part for each in layers for part in each.numbers()]
@@ -176,8 +201,8 @@ def _add_pass(layer: _Layer, sources: Sequence[str], graph: "_Graph", steps: _St
 def _add_upsampling(layer: _Layer, source: str, steps: _Steps) -> None:
     outputs, inputs, *kernel = layer.weights.shape
     channels, level = steps.maps[_place(source, steps)]
-    if kernel != [3, 3] or layer.groups != 1 or inputs != channels or layer.residual:
-        raise _Unfit("something other than a 3 x 3 convolution behind upsampling")
+    if level < 1 or kernel != [3, 3] or layer.groups != 1 or inputs != channels or layer.residual:
+        raise _Unfit("upsampling beyond the image's size, or something other than a 3 x 3 convolution behind it")
     target = steps.add_map(layer.result, outputs, level - 1)
     steps.steps.append([UPSAMPLING, _place(source, steps), target, inputs, outputs, *layer.follower()])
     steps.numbers += layer.numbers()
@@ -196,7 +221,7 @@ class _Graph:
         self._constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            if node.op_type == "Constant":
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             elif node.op_type == "Cast" and node.input[0] in self._constants:  # weights that are stored as float16
                 self._constants[node.output[0]] = self._constants[node.input[0]].astype(np.float32)
@@ -221,16 +246,17 @@ class _Graph:
         return readers[0] if len(readers) == 1 and value != self.output else None
 
     def options(self, node: onnx.NodeProto, **wanted: Any) -> bool:
-        """Whether a node's attributes are these; one that is not there counts as wanted."""
+        """Whether a node's attributes are these."""
         held = _attributes(node)
-        return all(held.get(name, value) == value for name, value in wanted.items())
+        return all(held.get(name) == value for name, value in wanted.items())
 
     def doubles(self, node: onnx.NodeProto) -> bool:
         """Whether a Resize is bilinear upsampling by two with half-pixel centres."""
         scales = self._constants.get(node.input[2]) if len(node.input) == 3 else None
         by_two = scales is not None and scales.tolist() == [1, 1, 2, 2]
-        centres = _attributes(node).get("coordinate_transformation_mode", b"half_pixel")
-        return by_two and _attributes(node).get("mode") == b"linear" and centres in (b"half_pixel", b"pytorch_half_pixel")
+        centres = (b"half_pixel", b"pytorch_half_pixel")
+        held = _attributes(node)
+        return by_two and held["mode"] == b"linear" and held["coordinate_transformation_mode"] in centres
 
     def layer(self, node: onnx.NodeProto, peek: bool = False) -> _Layer:
         """A convolution with what follows it; the nodes count as read then, unless one only wants to `peek`."""
@@ -239,12 +265,12 @@ class _Graph:
         weights = self._constants[node.input[1]].astype(np.float32)
         kernel = weights.shape[2] if weights.ndim == 4 else 0
         square = weights.ndim == 4 and kernel == weights.shape[3] and kernel % 2 == 1 and kernel <= LARGEST_KERNEL
-        if not square or not self.options(node, strides=[1, 1], dilations=[1, 1], pads=[kernel // 2] * 4):
+        if not square or not self.options(node, strides=[1, 1], dilations=[1, 1], pads=[kernel // 2] * 4, auto_pad=b"NOTSET"):
             raise _Unfit("a convolution that is not square, odd and padded to keep its size")
         bias = self._constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weights))
         nodes, activation, affine, residual = [node], 0, None, False
         if (reader := self.only_reader(nodes[-1].output[0])) is not None and reader.op_type in ACTIVATIONS:
-            if not self.options(reader, approximate=b"none"):
+            if reader.op_type == "Gelu" and not self.options(reader, approximate=b"none"):
                 raise _Unfit("a GELU that is not the exact one")
             activation = ACTIVATIONS[reader.op_type]
             nodes.append(reader)
@@ -260,14 +286,19 @@ class _Graph:
             nodes.append(reader)
         if not peek:
             self._read.update(each.output[0] for each in nodes)
-        groups = _attributes(node).get("group", 1)
+        groups = _attributes(node)["group"]
+        if len(weights) % groups or any(part.shape != (len(weights),) for part in (bias, *(affine or ()))):
+            raise _Unfit("a convolution whose parts do not fit each other")
         return _Layer(weights, bias.astype(np.float32), groups, activation, affine, residual, nodes[-1].output[0])
 
     def _scale_and_shift(self, norm: onnx.NodeProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if any(name not in self._constants for name in norm.input[1:]) or _attributes(norm)["training_mode"]:
+            raise _Unfit("a normalisation by other numbers than constants")
         gain, offset, mean, variance = (self._constants[name].astype(np.float64) for name in norm.input[1:])
-        scale = gain / np.sqrt(variance + _attributes(norm).get("epsilon", 1e-5))
+        scale = gain / np.sqrt(variance + _attributes(norm)["epsilon"])
         return scale.astype(np.float32), (offset - mean * scale).astype(np.float32)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    """A node's attributes, with ONNX's own values for those that it does not have."""
+    return {**DEFAULTS.get(node.op_type, {}), **{each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}}

@@ -84,7 +84,7 @@ static inline bool tiles_permitted() {
 // What the instructions of tiles read and write is more than compilers are told: this keeps memory as it stands before and behind them.
 static inline void settle(const void* memory) { asm volatile("" ::"r"(memory) : "memory"); }
 
-// The tiles as others in this process left them on this thread come back at the end; a runtime may count on its configuration.
+// The configuration of the tiles that others in this process left on this thread comes back at the end, for a runtime may count on it.
 class TileScope {
   alignas(64) uint8_t before[64];
 
