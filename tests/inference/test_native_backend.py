@@ -329,9 +329,10 @@ def test_a_damaged_library_is_built_again(odd: Path, empty_cache: Path, monkeypa
         with pytest.raises(UsageError, match="needs a C"):
             open_weights(odd, "native")
     check_equal(odd, (64, 64))
-    library.library_path().write_text("no library")
-    with pytest.raises(InputError, match=r"cannot be loaded .* delete it, and it is built again"):
-        library.open_library(library.library_path())
+    other = empty_cache / "other.so"  # never the file that this process runs
+    other.write_text("no library")
+    with pytest.raises(InputError, match=r"other.so: this library cannot be loaded .* delete it, and it is built again"):
+        library.open_library(other)
 
 
 def test_the_compiler_of_one_s_choice(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,8 @@ def _build(graph: onnx.GraphProto) -> Program:
 
 
 def _read(node: onnx.NodeProto, graph: "_Graph", steps: _Steps) -> None:
+    if not node.input:
+        raise _Unfit(f"an operator {node.op_type} without an input")
     kind, source, result = node.op_type, node.input[0], node.output[0]
     if kind == "Conv":
         layer = graph.layer(node)
@@ -260,7 +262,7 @@ class _Graph:
 
     def layer(self, node: onnx.NodeProto, peek: bool = False) -> _Layer:
         """A convolution with what follows it; the nodes count as read then, unless one only wants to `peek`."""
-        if any(value not in self._constants for value in node.input[1:]):
+        if len(node.input) < 2 or any(value not in self._constants for value in node.input[1:]):
             raise _Unfit("a convolution whose weights are not constants")
         weights = self._constants[node.input[1]].astype(np.float32)
         kernel = weights.shape[2] if weights.ndim == 4 else 0
