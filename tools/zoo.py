@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ROOT / "results" / "zoo" / "grid.json"
-OTHERS = ("sizes", "busbra-busi", "busi")  # grids beside it whose cells stand in zoo.json too
+OTHERS = ("three-lists", "sizes", "busbra-busi", "busi")  # grids beside it whose cells stand in zoo.json too
 SIDE = 256
 
 
