@@ -153,9 +153,7 @@ def _read(node: onnx.NodeProto, graph: "_Graph", steps: _Steps) -> None:
             _add_upsampling(layer, steps.small[source], steps)
         else:
             _add_pass(layer, steps.parts.get(source, [source]), graph, steps)
-    elif kind == "MaxPool" and graph.options(
-        node, strides=[2, 2], kernel_shape=[2, 2], pads=[0] * 4, dilations=[1, 1], ceil_mode=0
-    ):
+    elif kind == "MaxPool" and graph.options(node, **HALVES):
         channels, level = steps.maps[_place(source, steps)]
         steps.steps.append([POOLING, _place(source, steps), steps.add_map(result, channels, level + 1)])
     elif kind == "Resize" and graph.doubles(node):
