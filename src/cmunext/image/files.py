@@ -26,8 +26,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")  # w
 MAX_PIXELS = 100_000_000  # beyond it a header is taken for damaged or hostile
 MIN_SIDE = 8  # a smaller picture shows nothing that could be outlined
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = {_PNG: "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_SIGNATURES = {png.SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"eXIf", b"IEND")  # pixels and orientation; without tRNS there is no alpha
 
 StrPath = str | os.PathLike[str]
@@ -198,7 +197,7 @@ def _bare_png(data: bytes, path: StrPath) -> bytes:
 
     libpng writes its warnings about other chunks (colour profiles, mostly) straight to stderr, where nothing can hold them back.
     """
-    kept, position = [_PNG], len(_PNG)
+    kept, position = [png.SIGNATURE], len(png.SIGNATURE)
     while position + 12 <= len(data):  # length, type, content, checksum
         (length,) = struct.unpack_from(">I", data, position)
         chunk = data[position : position + 12 + length]

@@ -11,6 +11,7 @@ try:
 except ModuleNotFoundError:  # no wheel for this processor
     from zlib import compress
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LEVEL = 1
 SUB = 1  # the filter of every row: each value less the one a pixel to the left
 COLOUR_TYPES = {1: 0, 3: 2}  # channels -> grey, RGB
@@ -27,7 +28,7 @@ def encode(image: NDArray[np.uint8]) -> bytes:
     np.subtract(pixels[:, channels:], pixels[:, :-channels], out=rows[:, 1 + channels :])
     header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", compress(rows, LEVEL)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, content) for name, content in chunks)
+    return SIGNATURE + b"".join(_chunk(name, content) for name, content in chunks)
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

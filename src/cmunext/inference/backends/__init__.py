@@ -103,10 +103,11 @@ def open_weights(
         from cmunext.inference.backends import choice
 
         chosen, precision = choice.choose(path, threads, precision, streams, measure)
-    return _module(chosen).load(path, threads=threads, device=device, precision=precision, streams=streams)
+    return backend_module(chosen).load(path, threads=threads, device=device, precision=precision, streams=streams)
 
 
-def _module(backend: str):
+def backend_module(backend: str):
+    """The module of a backend, a key of `BACKENDS`, which imports its runtime."""
     return import_module(f"{__name__}.{BACKENDS[backend][0]}")
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
+from cmunext.inference.backends import backend_module
 from cmunext.inference.native import library
 from cmunext.inference.processor import cores, processor
 from cmunext.storage import cache_folder, write_json
@@ -58,15 +58,18 @@ def choose(
     """
     if (streams or 1) > 1:
         return "openvino", precision
-    others = _others()
-    remembered = _remembered()
-    found = remembered.get(_key(path, threads)) if others and (remembered or measure_now) else None
-    if not _is_measurement(found) and others and measure_now:
-        found = measure(path, threads)
-        _remember(_key(path, threads), found)
+    others, remembered, found = _others(), _remembered(), None
+    if others and (remembered or measure_now):
+        key = _key(path, threads)
+        found = remembered.get(key)
+        if measure_now and not _is_measurement(found):
+            found = measure(path, threads)
+            _remember(key, found)
     if _is_measurement(found):
         return best(cast(Measurement, found), precision)
-    return ("onnxruntime" if precision != "bfloat16" else others[0] if others else "openvino"), precision
+    if precision == "bfloat16":
+        return (others[0] if others else "openvino"), precision
+    return "onnxruntime", precision
 
 
 def best(measurement: Measurement, precision: str | None = None) -> tuple[str, str | None]:
@@ -95,10 +98,12 @@ def measure(path: Path, threads: int | None) -> Measurement:
 
     reference = onnx.load(path, threads)
     running: dict[str, Any] = {" ".join(ONNXRUNTIME): reference}
+    others = _others()
     for backend, precision in CANDIDATES[1:]:
-        if backend in _others() and (precision == "float32" or reference.precision == "float32"):
+        if backend in others and (precision == "float32" or reference.precision == "float32"):
             with suppress(InputError, UsageError):  # it cannot run this file, or not in this precision
-                running[f"{backend} {precision}"] = _load(backend, path, threads, precision, reference.precision)
+                asked = precision if reference.precision == "float32" else None
+                running[f"{backend} {precision}"] = backend_module(backend).load(path, threads, precision=asked)
     preprocessing = reference.metadata.preprocessing
     height, width = (max(side, MIN_SIDE) for side in (preprocessing.height, preprocessing.width))
     images = [preprocessing.to_input(simulate(seed, height, width)[0]) for seed in range(PHANTOMS)]
@@ -113,11 +118,6 @@ def measure(path: Path, threads: int | None) -> Measurement:
         if name.endswith("bfloat16")
     }
     return {"weights": path.name, "threads": threads, "median_ms": times, "agreement": agreement}
-
-
-def _load(backend: str, path: Path, threads: int | None, precision: str, stated: str) -> Any:
-    module = import_module(f"cmunext.inference.backends.{backend}")
-    return module.load(path, threads, precision=precision if stated == "float32" else None)
 
 
 def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -148,7 +148,7 @@ def _key(path: Path, threads: int | None) -> str:
 
 def _others() -> list[str]:
     """The runtimes beside onnxruntime that are ready: what is not built is not built here."""
-    ready = {"openvino": _version("openvino") is not None, "native": library.is_built() and _version("onnx") is not None}
+    ready = {"openvino": _version("openvino") is not None, "native": _version("onnx") is not None and library.is_built()}
     return [name for name, is_ready in ready.items() if is_ready]
 
 

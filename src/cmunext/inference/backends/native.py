@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.backends.signature import PRECISION, Port, check_signature
+from cmunext.inference.backends.signature import PRECISION, Port, check_signature, no_model
 from cmunext.inference.native.library import load_library
 from cmunext.inference.processor import cores
 from cmunext.metadata import Metadata
@@ -109,7 +109,7 @@ def open_network(path: Path, library: ctypes.CDLL, threads: int | None, precisio
         model = onnx.load(path)
     except Exception as error:  # protobuf's errors have no common base
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again") from error
+        raise no_model(path, reason) from error
     properties = {each.key: each.value for each in model.metadata_props}
     metadata = Metadata.from_properties(properties, str(path))
     check_signature({each.name: _port(each) for each in (*model.graph.input, *model.graph.output)}, metadata, path)

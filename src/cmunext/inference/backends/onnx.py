@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import GPU_BATCH
-from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION, Port, check_signature
+from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION, Port, check_signature, no_model
 from cmunext.metadata import Metadata
 
 Provider = tuple[str, Mapping[str, str]]
@@ -83,7 +83,7 @@ def load(
         session = onnxruntime.InferenceSession(str(path), options, providers=usable)
     except Exception as error:  # ONNX Runtime's own errors have no common base
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again") from error
+        raise no_model(path, reason) from error
     if wanted not in session.get_providers():  # it falls back to the CPU without an error
         raise InputError(f"device is {device!r}, but its driver or libraries cannot be loaded; repair them, or use the cpu")
     properties = session.get_modelmeta().custom_metadata_map

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.backends.signature import INPUT, PRECISION, Port, check_signature
+from cmunext.inference.backends.signature import INPUT, PRECISION, Port, check_signature, no_model
 from cmunext.metadata import Metadata
 
 try:
@@ -103,7 +103,7 @@ def load(
         model = reader.convert(reader.load(str(path)))
     except Exception as error:  # its errors have no common base
         reason = " ".join(str(error).split())[-160:]
-        raise InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again") from error
+        raise no_model(path, reason) from error
     properties = _properties(model)
     metadata = Metadata.from_properties(properties, str(path))
     ports = {name: _port(port) for port in (*model.inputs, *model.outputs) for name in sorted(port.get_names())[:1]}

@@ -20,6 +20,11 @@ class Port:
     shape: Sequence[int | None]
 
 
+def no_model(path: Path, reason: str) -> InputError:
+    """What is raised when a runtime cannot open a file."""
+    return InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again")
+
+
 def check_signature(ports: Mapping[str, Port], metadata: Metadata, path: Path) -> None:
     """The model's one input and one output must be what its metadata promises; a size that the file leaves open fits anything.
 

@@ -102,6 +102,19 @@ __attribute__((noinline)) void multiply(const typename T::Cell* const* from, Win
   UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int j = 0; j < N; j++) store(to[j] + i * pitch, sum[i][j]);
 }
 
+// The weights of an output for the cell at a row and column of its window; zeros for outputs and inputs that are not there.
+// weight(output, input, row of the kernel, column of it)
+template <class T, class Weight>
+typename T::Cell cell_of_weights(int output, int outputs, int row, int column, int inputs, Weight weight) {
+  const int cells = rounded_up(inputs, T::CHANNELS) / T::CHANNELS;
+  float channels[T::CHANNELS] = {};
+  for (int c = 0; c < T::CHANNELS; c++) {
+    int input = row % cells * T::CHANNELS + c;
+    if (output < outputs && input < inputs) channels[c] = weight(output, input, row / cells, column);
+  }
+  return T::pack(channels);
+}
+
 // The weights of a dense convolution or of one group of it, in the order in which `multiply` reads them: `blocks` blocks of `block` outputs.
 template <class T>
 struct Weights {
@@ -109,7 +122,6 @@ struct Weights {
   int block = BLOCK, blocks = 0, rows = 0, columns = 0;
   Buffer<Cell> packed;
 
-  // weight(output, input, row of the kernel, column of it)
   template <class Weight>
   void pack(int outputs, int inputs, int kernel, Weight weight) {
     int cells = rounded_up(inputs, T::CHANNELS) / T::CHANNELS;
@@ -119,14 +131,7 @@ struct Weights {
     for (int output = 0; output < blocks * BLOCK; output += BLOCK)
       for (int row = 0; row < rows; row++)
         for (int column = 0; column < columns; column++)
-          for (int i = 0; i < BLOCK; i++) {
-            float channels[T::CHANNELS] = {};
-            for (int c = 0; c < T::CHANNELS; c++) {
-              int input = row % cells * T::CHANNELS + c;
-              if (output + i < outputs && input < inputs) channels[c] = weight(output + i, input, row / cells, column);
-            }
-            *to++ = T::pack(channels);
-          }
+          for (int i = 0; i < BLOCK; i++) *to++ = cell_of_weights<T>(output + i, outputs, row, column, inputs, weight);
   }
 
   void multiply_block(int number, const Cell* const* from, int vectors, size_t window_pitch, float* const* to, size_t pitch) const {

@@ -42,9 +42,13 @@ def is_built() -> bool:
 
 def library_path() -> Path:
     """Where the library for this machine lies, or would: its name changes with the sources and the processor."""
-    content = b"".join(source.read_bytes() for source in SOURCES)
-    digest = hashlib.sha256(content + repr((processor(), FLAGS)).encode()).hexdigest()[:16]
-    return (cache_folder() / f"native-{digest}.so").absolute()
+    return (cache_folder() / f"native-{_digest(SOURCES, FLAGS)}.so").absolute()
+
+
+@cache
+def _digest(sources: tuple[Path, ...], flags: tuple[str, ...]) -> str:
+    content = b"".join(source.read_bytes() for source in sources)
+    return hashlib.sha256(content + repr((processor(), flags)).encode()).hexdigest()[:16]
 
 
 def compiler() -> list[str] | None:

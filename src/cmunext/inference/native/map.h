@@ -42,6 +42,12 @@ struct Map {
   }
   Cell* line(int y, int cell) const { return buffer.start + MARGIN + (size_t(y + rim) * cells + cell) * pitch; }
 
+  // Vector `number` of the pixels from row `first` on, counted along the rows: its place in the first line of its row.
+  Cell* vector_at(int first, int number) const {
+    const int across = rounded_up(width, LANES) / LANES;
+    return line(first + number / across, 0) + number % across * LANES;
+  }
+
   // Vectors end behind the width where that is no multiple of them: what they wrote there becomes zeros again.
   void clear_tails(int first_row, int end_row) const {
     int written = rounded_up(width, LANES);

@@ -79,7 +79,7 @@ class Pass : public Step<T> {
  private:
   void run_strip(Workspace<T>& space, int thread, int first, int end, int lines, int pitch, float* logits) const {
     const Map<T>& map = space.maps[sources[0]];
-    const int across = rounded_up(map.width, LANES) / LANES, vectors = across * (end - first);
+    const int vectors = rounded_up(map.width, LANES) / LANES * (end - first);
     Cell* between[2];
     const size_t sums_size = 16 * size_t(vectors * LANES + MARGIN);
     float* sums = space.of_thread(thread, sums_size + size_t(2) * lines * pitch);
@@ -92,7 +92,7 @@ class Pass : public Step<T> {
       bool to_map = n + 1 == layers && target >= 0;
       size_t to_pitch = to_map ? space.maps[target].pitch : pitch;
       for (int j = 0; j < vectors; j++)
-        to[j] = to_map ? space.maps[target].line(first + j / across, 0) + j % across * LANES : between[n % 2] + j * LANES;
+        to[j] = to_map ? space.maps[target].vector_at(first, j) : between[n % 2] + j * LANES;
       if (n > 0) {
         for (int j = 0; j < vectors; j++) from[j] = between[1 - n % 2] + j * LANES;
         dense[n - (depthwise ? 1 : 0)].run(0, from.data(), pitch, vectors, to.data(), to_pitch, sums);
@@ -100,8 +100,7 @@ class Pass : public Step<T> {
       }
       for (size_t group = 0; group < sources.size(); group++) {
         const Map<T>& source = space.maps[sources[group]];
-        for (int j = 0; j < vectors; j++)
-          from[j] = source.line(first + j / across - reach(), 0) + j % across * LANES - reach();
+        for (int j = 0; j < vectors; j++) from[j] = source.vector_at(first - reach(), j) - reach();
         if (depthwise)
           depthwise->run(residual, from.data(), source, vectors, to.data(), to_pitch);
         else
@@ -160,14 +159,13 @@ class Upsampling : public Step<T> {
   typedef typename T::Cell Cell;
   static constexpr int TAPS = 9;
 
-  int source, target, outputs = 0;
+  int source, target;
   std::vector<Weights<T>> taps;
   Follower follower;
 
  public:
   explicit Upsampling(Reader& from) : source(from.next()), target(from.next()), taps(TAPS) {
-    int inputs = from.next();
-    outputs = from.next();
+    const int inputs = from.next(), outputs = from.next();
     const float* weights = from.take(size_t(outputs) * inputs * TAPS);
     for (int tap = 0; tap < TAPS; tap++)
       taps[tap].pack(outputs, inputs, 1, [&](int output, int input, int, int) { return weights[(size_t(output) * inputs + input) * TAPS + tap]; });
@@ -225,7 +223,7 @@ class Upsampling : public Step<T> {
     const int vectors = products.across * (end - first);
     std::vector<const Cell*> from(vectors);
     std::vector<float*> to(vectors);
-    for (int j = 0; j < vectors; j++) from[j] = small.line(first + j / products.across, 0) + j % products.across * LANES;
+    for (int j = 0; j < vectors; j++) from[j] = small.vector_at(first, j);
     for (int tap = 0; tap < TAPS; tap++) {
       for (int j = 0; j < vectors; j++) to[j] = products.line(first + j / products.across, tap, 0) + j % products.across * LANES;
       taps[tap].multiply_block(number, from.data(), vectors, small.pitch, to.data(), products.pitch);

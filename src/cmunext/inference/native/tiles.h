@@ -9,16 +9,17 @@
 #if defined(__AVX512BF16__) && ((defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)) || defined(CMUNEXT_EMULATE_TILES))
 #define CMUNEXT_TILES
 
+struct alignas(64) TileConfig {  // as the unit reads it
+  uint8_t palette = 0, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};  // of a row of each tile
+  uint8_t rows[16] = {};
+};
+
 #if defined(CMUNEXT_EMULATE_TILES)
 
 namespace emulated {
 
-struct alignas(64) Config {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-};
-inline thread_local Config config;
+inline thread_local TileConfig config;
 inline thread_local uint32_t tiles[8][16][16];
 
 inline void load_config(const void* from) { memcpy(&config, from, sizeof config); }
@@ -86,21 +87,21 @@ static inline void settle(const void* memory) { asm volatile("" ::"r"(memory) : 
 
 // The configuration of the tiles that others in this process left on this thread comes back at the end, for a runtime may count on it.
 class TileScope {
-  alignas(64) uint8_t before[64];
+  TileConfig before;
 
  public:
   static inline thread_local int rows = 0, cells = 0;  // of the tile of weights, as it is configured
 
   TileScope() {
-    settle(before);
-    TILE_STORE_CONFIG(before);
-    settle(before);
+    settle(&before);
+    TILE_STORE_CONFIG(&before);
+    settle(&before);
     rows = cells = 0;
   }
   ~TileScope() {
-    settle(before);
-    if (before[0])
-      TILE_CONFIGURE(before);
+    settle(&before);
+    if (before.palette)
+      TILE_CONFIGURE(&before);
     else
       TILE_RELEASE();
   }
@@ -110,11 +111,8 @@ class TileScope {
   // Tiles 0 to 3 hold sums, 4 weights, 5 to 7 pixels.
   static void configure(int new_rows, int new_cells) {
     if (new_rows == rows && new_cells == cells) return;
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
+    TileConfig config;
+    config.palette = 1;
     for (int tile = 0; tile < 8; tile++) {
       config.rows[tile] = tile > 4 ? new_cells : new_rows;
       config.bytes[tile] = tile == 4 ? 4 * new_cells : 64;
@@ -147,14 +145,8 @@ struct Weights<Tiles> {
       for (int column = 0; column < columns; column++)
         for (int first = 0; first < rows; first += depth)
           for (int i = 0; i < block; i++)
-            for (int row = first; row < first + depth; row++) {
-              float channels[2] = {};
-              for (int c = 0; c < 2; c++) {
-                int input = row % cells * 2 + c;
-                if (output + i < outputs && input < inputs) channels[c] = weight(output + i, input, row / cells, column);
-              }
-              *to++ = Tiles::pack(channels);
-            }
+            for (int row = first; row < first + depth; row++)
+              *to++ = cell_of_weights<Tiles>(output + i, outputs, row, column, inputs, weight);
   }
 
   void multiply_block(int number, const Cell* const* from, int vectors, size_t window_pitch, float* const* to, size_t pitch) const {
