@@ -1,6 +1,7 @@
-"""Grids whose cells learn from the weights of others, or start from a file, and a limit of time."""
+"""Grids whose cells learn from the weights of others, or go on from them or from a file, and a limit of time."""
 
 import json
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -64,6 +65,25 @@ def test_a_cell_starts_from_the_weights_of_a_file(tmp_path, monkeypatch):
     assert main(["benchmark", str(path)]) == 2, "a finished cell that started from another file is not taken for this one"
 
 
+def test_a_cell_goes_on_from_another_recipe_of_the_same_network_lists_and_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    path = write_grid(tmp_path, taught_content(networks=["one"], start={"recipe": "short"}))
+    grid, store = read_grid(path), Store(tmp_path)
+    again = [cell for cell in grid.cells if cell.start]
+    names = ["disks-1-one-short-seed1", "disks-1-one-short-seed2"]
+    assert [(cell.start.identifier, cell.generation) for cell in again] == [(name, 1) for name in names]
+    assert main(["benchmark", str(path)]) == 0
+    start = load(store.last_weights(again[1])).metadata.training["start"]
+    assert start["file"] == store.last_weights(again[1].start).name
+    assert json.loads((store.cell(again[1]) / CONFIG).read_text())["start"] == names[1]
+
+    for folder in (store.cell(again[0]), store.run(again[0]), store.run(again[0].start)):
+        shutil.rmtree(folder)
+    capsys.readouterr()
+    assert main(["benchmark", str(path)]) == 1
+    assert f"{names[0]}, which is needed first, has no weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
@@ -72,9 +92,11 @@ def test_a_cell_starts_from_the_weights_of_a_file(tmp_path, monkeypatch):
         ({"teachers": {"recipe": "short"}}, "give a recipe and a network"),
         ({"teachers": {"recipe": "short", "network": "nobody"}}, "names the network 'nobody'"),
         ({"teachers": {"recipe": "later", "network": "one"}}, "put that recipe first"),
+        ({"start": {"recipe": "later"}}, "put that recipe first"),
+        ({"start": {}}, "give a file, or a recipe of the grid"),
     ],
 )
-def test_teachers_that_the_grid_does_not_train_are_refused(tmp_path, recipe, words):
+def test_teachers_and_starts_that_the_grid_does_not_train_are_refused(tmp_path, recipe, words):
     with pytest.raises(UsageError, match=words):
         read_grid(write_grid(tmp_path, taught_content(**recipe)))
 

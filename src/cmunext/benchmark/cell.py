@@ -62,7 +62,8 @@ class Store:
 def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
     """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
     files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
-    files |= {"start_sha256": cell.start} if cell.start else {}
+    if isinstance(cell.start, Path):
+        files["start_sha256"] = cell.start
     return {
         "cell": cell.identifier,
         "network": cell.network,
@@ -73,6 +74,7 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         "surface": grid.surface,
         "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
         **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
+        **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()},
     }
 
@@ -186,10 +188,8 @@ def grid_networks_trusted(grid: Grid) -> Iterator[None]:
 def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
     from cmunext.training.run import Reporter, Task, train
 
-    run, teachers = store.run(cell), tuple(store.last_weights(teacher) for teacher in cell.teachers)
-    for teacher, path in zip(cell.teachers, teachers, strict=True):
-        if not path.is_file():
-            raise InputError(f"the teacher {teacher.identifier} has no weights at {path}; train it first")
+    run, teachers = store.run(cell), tuple(_trained(store, teacher) for teacher in cell.teachers)
+    start = _trained(store, cell.start) if isinstance(cell.start, Cell) else cell.start
 
     for name in ("lightning.fabric", "lightning.pytorch"):  # they announce precision and processes, which the log has anyway
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -209,7 +209,7 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
         threads=threads,
         licence=cell.dataset.licence,
         teachers=teachers,
-        start=cell.start,
+        start=start,
     )
     clock = _Clock(run, cell.recipe.batch_size, threads)
     with (run / "log.txt").open("a", encoding="utf-8") as log:
@@ -224,6 +224,14 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
 
         progress = train(task, Reporter(say, lambda _: lambda: None, clock.step, epoch))
     return progress.epoch == cell.recipe.epochs
+
+
+def _trained(store: Store, cell: Cell) -> Path:
+    """The last weights of a cell that another one needs."""
+    path = store.last_weights(cell)
+    if not path.is_file():
+        raise InputError(f"{cell.identifier}, which is needed first, has no weights at {path}; train it again")
+    return path
 
 
 class _Clock:

@@ -65,7 +65,8 @@ class Cell:
 
     Attributes
     ----------
-    teachers : the cells whose weights it learns from, which must be done before it. start : weights that it starts from.
+    teachers : the cells whose weights it learns from, which must be done before it.
+    start : a file of weights that it starts from, or the cell whose last weights they are, which must be done before it.
     """
 
     identifier: str
@@ -76,12 +77,13 @@ class Cell:
     arguments: dict[str, Any] = field(hash=False)
     recipe: Recipe = field(hash=False)
     teachers: tuple["Cell", ...] = ()
-    start: Path | None = None
+    start: "Path | Cell | None" = None
 
     @property
     def generation(self) -> int:
-        """0 for a cell without teachers, else one more than theirs."""
-        return 1 + max((teacher.generation for teacher in self.teachers), default=-1)
+        """0 for a cell that needs no other, else one more than those it needs."""
+        needed = (*self.teachers, self.start) if isinstance(self.start, Cell) else self.teachers
+        return 1 + max((cell.generation for cell in needed), default=-1)
 
 
 @dataclass(frozen=True)

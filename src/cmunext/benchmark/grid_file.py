@@ -11,13 +11,15 @@
         "u_score": [0.5838, 0.7063]}},
       "recipes": {"paper": {"base": "paper", "set": {"epochs": 300}},
                   "taught": {"base": "default", "networks": ["cmunext-s"], "teachers": {"recipe": "paper", "network": "cmunext"}},
-                  "tuned": {"base": "default", "networks": ["cmunext-s"], "start": "cmunext-s-other.safetensors"}},
+                  "tuned": {"base": "default", "networks": ["cmunext-s"], "start": "cmunext-s-other.safetensors"},
+                  "again": {"base": "default", "start": {"recipe": "paper"}}},
       "networks": {"cmunext-s": {}, "cmunext": {}, "swin-unet": {"set": {"size": 224}}},
       "seeds": [41]
     }
 
 Paths are relative to the grid file; lists are sought in the dataset folder too. docs/what-the-numbers-mean.md says which entry gives
-which column of the tables. Teachers are the weights of every seed of another recipe on the same lists; `start` is a file to start from.
+which column of the tables. Teachers are the weights of every seed of another recipe on the same lists; `start` is a file
+to start from, or another recipe, whose last weights of the same network, lists and seed are gone on with.
 """
 
 import json
@@ -39,12 +41,12 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class _RecipeEntry:
-    """A recipe of a grid file: for which networks (None: all), taught by which (recipe, network), started from which weights."""
+    """A recipe of a grid file: for which networks (None: all), taught by which (recipe, network), started from which file or recipe."""
 
     recipe: Recipe
     networks: tuple[str, ...] | None
     teachers: tuple[str, str] | None
-    start: Path | None
+    start: Path | str | None
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
@@ -124,8 +126,21 @@ def _cells(
                         )
                     for seed in seeds:
                         made = _cell(dataset, pair, label, *networks[label], recipe=entry.recipe, name=name, seed=seed)
-                        cells.append(replace(made, teachers=teachers, start=entry.start))
+                        start = _begun(path, entry.start, made, cells) if isinstance(entry.start, str) else entry.start
+                        cells.append(replace(made, teachers=teachers, start=start))
     return tuple(cells)
+
+
+def _begun(path: Path, recipe: str, made: Cell, cells: list[Cell]) -> Cell:
+    """The cell that trained the same network on the same lists with the same seed by that recipe."""
+    same = (made.dataset.name, made.lists.name, recipe, made.label, made.recipe.seed)
+    for one in cells:
+        if (one.dataset.name, one.lists.name, one.recipe.name, one.label, one.recipe.seed) == same:
+            return one
+    raise UsageError(
+        f"the start of recipes.{made.recipe.name} in {path} is {made.label} by recipe {recipe!r}, which no recipe before it "
+        "trains; put that recipe first"
+    )
 
 
 def _cell(
@@ -241,7 +256,15 @@ class _Reader:
                 )
             taught = (str(taught["recipe"]), str(taught["network"]))
         chosen = recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
-        return _RecipeEntry(chosen, tuple(only) if only else None, taught, self.path(start) if start else None)
+        return _RecipeEntry(chosen, tuple(only) if only else None, taught, self.start(name, start) if start is not None else None)
+
+    def start(self, name: str, start: Any) -> Path | str:
+        """A file to start from, or the name of a recipe to go on from."""
+        if not isinstance(start, dict):
+            return self.path(start)
+        if start.keys() != {"recipe"}:
+            raise UsageError(f"the start of recipes.{name} in {self.file} is {start!r}; give a file, or a recipe of the grid")
+        return str(start["recipe"])
 
     def network(self, label: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
         network = str(entry.pop("network", label))
