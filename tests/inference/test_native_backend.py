@@ -4,6 +4,7 @@ import gc
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,19 @@ from cmunext.inference.backends import native
 
 SIZES = ((64, 64), (48, 80), (160, 32))  # halved four times, some are less than a vector, and some no multiple of one
 OTHER_PROCESSORS = ["haswell", "x86-64"]  # vectors of 8 and of 4 numbers
+BY_TILES = """
+import sys
+from pathlib import Path
+import numpy as np
+from cmunext.inference.backends import open_weights
+from cmunext.inference.native import library
+
+library.FLAGS = (*library.FLAGS, "-mamx-tile", "-mamx-bf16")
+assert library.load_library().cmunext_bfloat16() == 2, "the unit was not taken"
+weights, inputs, found = sys.argv[1:]
+networks = {threads: open_weights(Path(weights), "native", precision="bfloat16", threads=threads) for threads in (1, 2)}
+np.savez(found, **{f"{name} by {threads}": networks[threads](batch) for name, batch in np.load(inputs).items() for threads in (1, 2)})
+"""
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="builds for x86 processors")
 
 
@@ -115,37 +129,29 @@ def test_processors_with_narrower_vectors(odd: Path, processor: str, empty_cache
         open_weights(odd, "native", precision="bfloat16")
 
 
-def test_the_matrix_unit_as_it_is_emulated(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles sum in another order than vectors do, and give the same but for that."""
+@on_x86
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="decodes a signal as Linux hands it over")
+def test_the_matrix_unit(odd: Path, empty_cache: Path, tmp_path: Path) -> None:
+    """Its very instructions, on the CPU's own unit or carried out by matrix_unit.c: sums in another order than in vectors, else the same."""
     if not library.load_library().cmunext_bfloat16():
         pytest.skip("this CPU does not compute in bfloat16")
-    batches = [inputs(odd, size) for size in SIZES]
-    by_vectors = open_weights(odd, "native", precision="bfloat16")
-    expected = [by_vectors(batch) for batch in batches]
-    library.load_library.cache_clear()
-    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-DCMUNEXT_EMULATE_TILES"))
-    for threads in (1, 2):
-        by_tiles = open_weights(odd, "native", precision="bfloat16", threads=threads)
-        assert library.load_library().cmunext_bfloat16() == 2
-        for batch, vectors in zip(batches, expected, strict=True):
-            tiles = by_tiles(batch)
-            assert np.abs(tiles - vectors).mean() < 0.02 * np.abs(vectors).mean()
-            exact = open_weights(odd, "native")(batch)
-            assert np.abs(tiles - exact).mean() < 1.2 * np.abs(vectors - exact).mean()  # as far from float32, and no farther
-
-
-@on_x86
-def test_the_matrix_unit_builds(tmp_path: Path) -> None:
-    """Its instructions have run nowhere yet; at least they are what the compiler makes of it."""
-    built = tmp_path / "amx.so"
-    flags = [flag.replace("native", "sapphirerapids") for flag in library.FLAGS]
-    done = subprocess.run(
-        [*(library.compiler() or []), *flags, "-Wall", library.SOURCES[0], "-o", built], capture_output=True, text=True
-    )
-    if "sapphirerapids" in done.stderr:
-        pytest.skip("this compiler does not know the matrix unit")
+    unit, found = tmp_path / "unit.so", tmp_path / "found.npz"
+    source = Path(__file__).with_name("matrix_unit.c")
+    subprocess.run([*(library.compiler() or []), "-x", "c", "-O2", "-shared", "-fPIC", source, "-o", unit, "-ldl"], check=True)
+    sizes = {f"{height}x{width}": inputs(odd, (height, width)) for height, width in SIZES}
+    np.savez(tmp_path / "inputs.npz", **sizes)
+    environment = {**os.environ, "LD_PRELOAD": str(unit), "CMUNEXT_CACHE": str(tmp_path / "tiles")}
+    command = [sys.executable, "-c", BY_TILES, odd, tmp_path / "inputs.npz", found]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert bytes.fromhex("c4e2525c") in built.read_bytes()  # tdpbf16ps with tile 5
+    answers = np.load(found)
+    by_vectors, exactly = open_weights(odd, "native", precision="bfloat16"), open_weights(odd, "native")
+    for name, batch in sizes.items():
+        vectors, exact = by_vectors(batch), exactly(batch)
+        for threads in (1, 2):
+            tiles = answers[f"{name} by {threads}"]
+            assert np.abs(tiles - vectors).mean() < 0.02 * np.abs(vectors).mean()
+            assert np.abs(tiles - exact).mean() < 1.2 * np.abs(vectors - exact).mean()  # as far from float32, and no farther
 
 
 def test_a_library_that_computes_wrongly_is_not_kept(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ pytestmark = pytest.mark.usefixtures("trusted")
 def run(dataset: Path, out: Path, *settings: str, **changes) -> list[str]:
     """Train here and give what was said."""
     return train_here(NETWORK, with_settings(RECIPE, settings), dataset, out, **changes)
+
+
+def copied(dataset: Path, name: str) -> str:
+    """Give a case of the dataset a second name, and say it."""
+    for path in [*dataset.glob(f"*/{name}.*"), *dataset.glob(f"*/*/{name}.*")]:
+        shutil.copy(path, path.with_name(f"copy{path.suffix}"))
+    return "copy"
 
 
 def tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -48,6 +56,17 @@ def test_weights_that_learnt_from_a_validation_image_are_refused_at_any_size(dat
     with pytest.raises(UsageError, match=r"was trained on 4 of the 4 validation images of this run"):
         run(dataset, tmp_path / "second", start=tmp_path / "first" / "last.safetensors")
     assert not (tmp_path / "second").exists()
+
+
+def test_an_image_that_the_run_itself_trains_on_and_validates_is_no_fault_of_its_start(dataset: Path, tmp_path: Path) -> None:
+    validated, *_ = (dataset / "val.txt").read_text().split("\n")
+    both = dataset / "both.txt"
+    both.write_text((dataset / "train.txt").read_text() + f"\n{copied(dataset, validated)}\n")
+    run(dataset, tmp_path / "first", train_list=both)
+    begun = tmp_path / "first" / "last.safetensors"
+    run(dataset, tmp_path / "second", train_list=both, start=begun)
+    with pytest.raises(UsageError, match=r"was trained on 1 of the 4 validation images of this run"):
+        run(dataset, tmp_path / "third", start=begun)
 
 
 def test_weights_of_another_network_are_refused_and_another_normalisation_is_said(dataset: Path, tmp_path: Path) -> None:

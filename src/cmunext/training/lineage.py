@@ -39,16 +39,19 @@ def load_ancestor(path: str | os.PathLike[str]) -> Ancestor:
     return Ancestor(Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest(), held)
 
 
-def require_unseen(ancestors: Iterable[Ancestor], validation: Cases) -> list[Ancestor]:
+def require_unseen(ancestors: Iterable[Ancestor], train: Cases, validation: Cases) -> list[Ancestor]:
     """The ancestors that do not say what they learnt from, and so cannot be checked.
+
+    An image that the run's own lists train on and validate (list 2 of BUSI has one) is no fault of an ancestor that saw it.
 
     Raises
     ------
-    UsageError : an ancestor says that it learnt from a validation image of the run.
+    UsageError : an ancestor says that it learnt from a validation image of the run that the run does not learn from itself.
     """
     ancestors = list(ancestors)
+    own = frozenset(train.image_digests)
     for ancestor in ancestors:
-        known = ancestor.weights.metadata.learnt_from or frozenset()
+        known = (ancestor.weights.metadata.learnt_from or frozenset()) - own
         seen = [name for name, digest in zip(validation.names, validation.image_digests, strict=True) if digest in known]
         if seen:
             raise UsageError(

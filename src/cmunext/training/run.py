@@ -120,7 +120,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
     ]
     if layout.classes > 1 and recipe.preprocessing.activation == "softmax":
         _require_partition(cases)
-    for ancestor in lineage.require_unseen(ancestors, cases[1]) if fabric.is_global_zero else ():
+    for ancestor in lineage.require_unseen(ancestors, *cases) if fabric.is_global_zero else ():
         reporter.say(f"warning: {ancestor.file} does not say what it was trained on; if on validation images, scores mean little")
     if fabric.world_size > 1:
         network = _synchronised(network, fabric, reporter)
