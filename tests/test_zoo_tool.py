@@ -25,7 +25,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_packed_dataset_gives_the_same_cases(tmp_path):
-    write_dataset(tmp_path / "data", classes=2)
+    write_dataset(tmp_path / "data", classes=2, side=300)
     zoo.pack(tmp_path / "data", tmp_path / "data.npz")
     zoo.unpack(tmp_path / "data.npz", tmp_path / "back")
     before, after = (Layout.open(tmp_path / folder) for folder in ("data", "back"))
@@ -34,6 +34,9 @@ def test_a_packed_dataset_gives_the_same_cases(tmp_path):
     assert ours.names == theirs.names
     np.testing.assert_array_equal(ours.images, theirs.images)
     np.testing.assert_array_equal(ours.masks, theirs.masks)
+    assert ours.image_digests == theirs.image_digests, (
+        "weights that learn from the copies name the images that they were made from"
+    )
 
 
 def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):

@@ -45,7 +45,20 @@ def pack(dataset: Path, file: Path) -> None:
         masks=np.packbits(cases.masks[:, 0], axis=None),
         classes=cases.masks.shape[-1],
         lists=json.dumps(lists),
+        table=_table(layout.root, dict(zip(cases.names, cases.image_digests, strict=True))),
     )
+
+
+def _table(dataset: Path, digests: dict[str, str]) -> str:
+    """cases.csv of the copies: what the dataset's own says, and of which images they are, for weights name the images that they learnt from."""
+    from cmunext.data.table import ORIGINAL_COLUMN, dataset_table, table_content
+
+    table = dataset_table(dataset)
+    columns = [*dict.fromkeys(column for row in table.values() for column in row if column != ORIGINAL_COLUMN), ORIGINAL_COLUMN]
+    rows = {
+        name: dict.fromkeys(columns, "") | table.get(name, {}) | {ORIGINAL_COLUMN: digest} for name, digest in digests.items()
+    }
+    return table_content(rows, columns).decode()
 
 
 def unpack(file: Path, dataset: Path) -> None:
@@ -54,7 +67,7 @@ def unpack(file: Path, dataset: Path) -> None:
         names, images, classes = stored["names"], stored["images"], int(stored["classes"])
         shape = (len(names), SIDE, SIDE, classes)
         masks = np.unpackbits(stored["masks"], count=int(np.prod(shape))).reshape(shape)
-        lists = json.loads(str(stored["lists"]))
+        lists, table = json.loads(str(stored["lists"])), str(stored["table"])
     for folder in ("images", *(f"masks/{number}" for number in range(classes))):
         (dataset / folder).mkdir(parents=True, exist_ok=True)
     for name, image, mask in zip(names, images, masks, strict=True):
@@ -63,6 +76,7 @@ def unpack(file: Path, dataset: Path) -> None:
             cv2.imwrite(str(dataset / "masks" / str(number) / f"{name}.png"), 255 * mask[..., number])
     for name, text in lists.items():
         (dataset / name).write_text(text, "utf-8")
+    (dataset / "cases.csv").write_text(table, "utf-8")
 
 
 def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError
+from cmunext.image.files import plain
 from cmunext.image.preprocess import Preprocessing
 
 KEY = "cmunext"  # where the document stands among a file's metadata
@@ -26,9 +27,10 @@ LEARNT_FROM = "learnt_from"  # entry of `training`: `image_digest` of every imag
 def image_digest(image: NDArray[np.uint8]) -> str:
     """16 hexadecimal digits (of SHA-256) of an image's pixels at native size, as `image.files.read_image` gives them.
 
-    Images are known by it and not by their names: those repeat between datasets, and may say who a patient is.
+    Grey in a colour file is the same image as in a grey one. Images are known by it and not by their names: those repeat between
+    datasets, and may say who a patient is.
     """
-    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(plain(image).tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

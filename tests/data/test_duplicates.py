@@ -11,13 +11,14 @@ from tests.data.folders import dataset, write
 
 from cmunext.data.align import align
 from cmunext.data.audit import audit, write_findings
-from cmunext.data.duplicates import Pair, clusters, digest, duplicates, find, plain, with_agreement
+from cmunext.data.duplicates import Pair, clusters, digest, duplicates, find, with_agreement
 from cmunext.data.fingerprint import HORIZONTAL, MIRRORS, PLAIN, VERTICAL, Fingerprint, fingerprint, propose
 from cmunext.data.layout import Layout, read_list, write_list
 from cmunext.data.leaks import find_leaks
 from cmunext.data.pictures import write_pictures
 from cmunext.data.split import split
 from cmunext.errors import UsageError
+from cmunext.image.files import plain
 from cmunext.phantom import simulate
 
 SEEDS = range(8)

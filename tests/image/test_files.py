@@ -136,11 +136,12 @@ def test_half_of_the_range_decides(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(path)[0], [0, 0, 0, 1, 1, 1, 0, 0])
 
 
-def test_a_mask_of_zeros_and_ones_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:
+def test_a_dark_mask_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
-    path.write_bytes(encoded(".png", (GREY > 127).astype(np.uint8)))
-    with pytest.raises(InputError, match="multiply the mask by 255"):
-        read_mask(path)
+    for level in (1, 120, 127):
+        path.write_bytes(encoded(".png", (GREY > 127) * np.uint8(level)))
+        with pytest.raises(InputError, match=f"drawn with level {level} of 255; draw it white"):
+            read_mask(path)
     path.write_bytes(encoded(".png", np.zeros((20, 24), np.uint8)))
     assert not read_mask(path).any()
 

@@ -8,7 +8,7 @@ import torch
 
 from cmunext.data.dataset import Cases
 from cmunext.training.batches import HostBatches, epoch_batches, share
-from cmunext.training.device_batches import DeviceBatches, fits
+from cmunext.training.device_batches import SHARE_OF_MEMORY, DeviceBatches, fits
 from cmunext.training.recipe import DEFAULT, Recipe, with_settings
 
 CPU = torch.device("cpu")
@@ -88,5 +88,11 @@ def test_layout_order_and_validation_are_the_hosts(cases: Cases) -> None:
     np.testing.assert_array_equal(part.indices, indices)
 
 
-def test_only_a_gpu_holds_lists(cases: Cases) -> None:
+def test_only_a_gpu_with_room_holds_lists(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits([cases], CPU)
+    held = DeviceBatches(cases, CPU)
+    images, masks = held.epoch(with_settings(DEFAULT, INTENSITY), 0)
+    of_one = cases.images.nbytes + cases.masks.nbytes + images.nbytes + masks.nbytes  # the list, and an epoch of it
+    for free, room in ((2 * of_one, False), (2 * of_one / SHARE_OF_MEMORY + 10, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
+        assert fits([cases, cases], torch.device("cuda", 0)) == room

@@ -73,6 +73,18 @@ def test_recorded_steps_learn_from_teachers_too(dataset: Path, tmp_path: Path, r
     assert_same(tmp_path / "recorded", tmp_path / "eager", 2e-5)
 
 
+def test_the_best_weights_are_of_an_epoch_that_a_kill_does_not_take_back(recorded, dataset: Path, tmp_path: Path) -> None:
+    def killed_in_epoch_2(epoch: int, *_: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path / "run", on_step=killed_in_epoch_2)
+    best = weights.load(tmp_path / "run" / "best.safetensors").metadata.training["epoch"]
+    history = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert any(line.startswith(f"{best},") for line in history), "its epoch was saved with it"
+
+
 @pytest.mark.parametrize("settings", OPTIMIZERS)
 def test_going_on_after_a_stop_takes_the_same_steps(
     recorded, dataset: Path, tmp_path: Path, settings: tuple[str, ...], monkeypatch

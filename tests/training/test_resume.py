@@ -1,7 +1,9 @@
 """A training that is killed anywhere and goes on ends bit for bit as one that never stopped."""
 
 import hashlib
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,11 +94,22 @@ def test_a_finished_run_resumes_to_itself(unbroken) -> None:
     assert digests(root / "unbroken") == expected
 
 
+def test_a_run_goes_on_with_the_threads_that_it_began_with(unbroken, tmp_path: Path) -> None:
+    root, expected, _ = unbroken
+    shutil.copytree(root / "unbroken", tmp_path / "run")
+    told = subprocess.run(command(root / "data", tmp_path / "run", "--resume", "--threads", "2"), capture_output=True, text=True)
+    assert told.returncode == 0
+    assert "threads is 2, and the run was begun with 1; it goes on with 1" in told.stderr
+    assert digests(tmp_path / "run") == expected
+
+
 def test_a_run_is_not_touched_without_resume_nor_with_another_recipe(unbroken) -> None:
     root, expected, _ = unbroken
-    again = subprocess.run(command(root / "data", root / "unbroken"), capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr
+    for rank in ({}, {"LOCAL_RANK": "0", "RANK": "0"}):  # also the first process of a launcher
+        call, environment = command(root / "data", root / "unbroken"), {**os.environ, **rank}
+        again = subprocess.run(call, capture_output=True, text=True, env=environment)
+        assert again.returncode == 2
+        assert "--resume" in again.stderr
     other = subprocess.run(
         command(root / "data", root / "unbroken", "--resume", "--set", "epochs=9"), capture_output=True, text=True
     )

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.tiny_training import one_layer
@@ -12,6 +13,7 @@ from tests.training_here import train_here
 
 from cmunext import weights
 from cmunext.errors import UsageError
+from cmunext.image.files import read_image, write_image
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import LEARNT_FROM, Metadata
 from cmunext.training.recipe import DEFAULT, with_settings
@@ -58,6 +60,16 @@ def test_weights_that_learnt_from_a_validation_image_are_refused_at_any_size(dat
     assert not (tmp_path / "second").exists()
 
 
+def test_a_start_that_learnt_from_a_validation_image_is_refused_in_whatever_file_the_image_lies(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run(dataset, tmp_path / "first", train_list=Path("val.txt"), validation_list=Path("train.txt"))
+    for path in (dataset / "images").iterdir():
+        write_image(path, np.dstack([read_image(path)] * 3))
+    with pytest.raises(UsageError, match=r"was trained on 4 of the 4 validation images of this run"):
+        run(dataset, tmp_path / "second", start=tmp_path / "first" / "last.safetensors")
+
+
 def test_an_image_that_the_run_itself_trains_on_and_validates_is_no_fault_of_its_start(dataset: Path, tmp_path: Path) -> None:
     validated, *_ = (dataset / "val.txt").read_text().split("\n")
     both = dataset / "both.txt"
@@ -92,6 +104,9 @@ def test_going_on_is_exact_and_needs_the_same_start(dataset: Path, tmp_path: Pat
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     run(dataset, tmp_path / "run", start=starts[0], resume=True)
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    renamed = starts[0].with_name("renamed.safetensors")
+    starts[0].rename(renamed)
+    run(dataset, tmp_path / "run", start=renamed, resume=True)
     with pytest.raises(UsageError, match=r"begun with --start-from last\.safetensors \(\w{8}\) and is given last\.safetensors"):
         run(dataset, tmp_path / "run", start=starts[1], resume=True)
     with pytest.raises(UsageError, match="is given none"):

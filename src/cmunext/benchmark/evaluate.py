@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
-from cmunext.data.dataset import resize_mask
+from cmunext.data.dataset import original_of, resize_mask
 from cmunext.data.layout import Layout
 from cmunext.data.table import PATIENT_COLUMN, class_of, dataset_table
 from cmunext.errors import InputError, UsageError
@@ -65,7 +65,7 @@ def evaluate(
     failures: list[tuple[str, str]] = []
     for name in track(names):
         try:
-            measured.append((name, _measure(segmenter, layout, name, at, measure_surface)))
+            measured.append((name, _measure(segmenter, layout, name, original_of(name, table), at, measure_surface)))
         except (InputError, OSError) as error:
             failures.append((name, str(error)))
     if not measured:
@@ -122,7 +122,9 @@ class _Measured:
 _SurfaceMeasure = Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, float]]
 
 
-def _measure(segmenter: Segmenter, layout: Layout, name: str, at: Size, surface: _SurfaceMeasure | None) -> _Measured:
+def _measure(
+    segmenter: Segmenter, layout: Layout, name: str, original: str, at: Size, surface: _SurfaceMeasure | None
+) -> _Measured:
     image, truth = read_case(layout, name)
     preprocessing = segmenter.preprocessing
     if at == "network":
@@ -132,7 +134,7 @@ def _measure(segmenter: Segmenter, layout: Layout, name: str, at: Size, surface:
     probability = preprocessing.to_probability(segmenter.predict_logits(image), (height, width))
     mask = preprocessing.binarise(probability)
     return _Measured(
-        image_digest(image),
+        original or image_digest(image),
         (height, width),
         count(mask, truth),
         tuple(Reliability.of(p, t) for p, t in zip(probability, truth, strict=True)),

@@ -24,7 +24,6 @@ from cmunext.data.duplicates import (
     digest,
     find,
     groups_content,
-    plain,
     with_agreement,
 )
 from cmunext.data.fingerprint import Fingerprint, Progress, fingerprint
@@ -34,7 +33,7 @@ from cmunext.data.prepare import binary
 from cmunext.data.sources import NORMAL
 from cmunext.data.table import classes_of, dataset_table
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import read_grey, read_image
+from cmunext.image.files import plain, read_grey, read_image
 from cmunext.storage import write_bytes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)

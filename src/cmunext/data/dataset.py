@@ -7,7 +7,7 @@ default `~/.cache/cmunext`, never in the dataset folder, and can be deleted at a
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.data.layout import Layout
+from cmunext.data.table import ORIGINAL_COLUMN, dataset_table
 from cmunext.errors import InputError
 from cmunext.image.files import read_image, read_mask
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import image_digest
 from cmunext.storage import cache_folder, replacing
 
-CACHE_VERSION = 2  # goes up when the same files would give other arrays
+CACHE_VERSION = 3  # goes up when the same files would give other arrays
 FLIPS = ((False, False), (False, True), (True, False), (True, True))  # (upside down, left to right): the four variants of a mask
 
 
@@ -35,7 +36,7 @@ class Cases:
     names : N names.
     images : uint8 N x H x W x C, in the channel order of the preprocessing.
     masks : uint8 N x V x H x W x K of 0 and 1. V is 1, or 4 when the mask was sampled under each of `FLIPS` (see `load_cases`).
-    image_digests : `metadata.image_digest` of each, from its native size.
+    image_digests : `metadata.image_digest` of each, from its native size; of a reduced copy, what the column `original` of cases.csv says.
     """
 
     names: tuple[str, ...]
@@ -74,14 +75,21 @@ def load_cases(
 
     Raises
     ------
-    InputError : when a file of a case is missing or cannot be read, or a mask has another size than its image.
+    InputError : when a file of a case or cases.csv cannot be read, or a mask has another size than its image.
     """
     found = []
     for name in names:
         found.append(_cached(layout, name, preprocessing, masks_under_flips))
         advance()
     images, masks, digests = zip(*found, strict=True)
-    return Cases(tuple(names), np.stack(images), np.stack(masks), digests)
+    table = dataset_table(layout.root)
+    originals = tuple(original_of(name, table) or digest for name, digest in zip(names, digests, strict=True))
+    return Cases(tuple(names), np.stack(images), np.stack(masks), originals)
+
+
+def original_of(name: str, table: Mapping[str, Mapping[str, str]]) -> str:
+    """Digest of the image that a case's was made smaller from; "" where the dataset's table does not tell."""
+    return table.get(name, {}).get(ORIGINAL_COLUMN, "")
 
 
 def _cached(

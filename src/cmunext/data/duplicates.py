@@ -19,7 +19,7 @@ from cmunext.data.fingerprint import HORIZONTAL, PLAIN, VERTICAL, Fingerprint, P
 from cmunext.data.layout import Layout
 from cmunext.data.table import table_content
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import read_image, read_mask
+from cmunext.image.files import plain, read_image, read_mask
 
 Clusters = tuple[tuple[str, ...], ...]
 
@@ -62,11 +62,6 @@ class Pair:
 def digest(image: NDArray[np.uint8]) -> bytes:
     """The same for two images exactly when they are equal pixel by pixel."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-
-
-def plain(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image as H x W where its three channels are equal, else as it is."""
-    return image[..., 0] if image.ndim == 3 and bool((image == image[..., :1]).all()) else image
 
 
 def check(search: str, similarity: float) -> None:

@@ -14,6 +14,7 @@ BUSBRA_TABLE = "bus_data.csv"  # what BUS-BRA brings instead
 BUSBRA_PREFIX = "bus_"  # of the identifiers in it; not of the cases' names in the dataset folder
 CLASS_COLUMNS = ("pathology", "class")  # the first that the table has gives the class
 PATIENT_COLUMN = "patient"
+ORIGINAL_COLUMN = "original"  # in a dataset of reduced copies: `metadata.image_digest` of the image that a case's was made from
 
 _NUMBERED = re.compile(r"([^\W\d_][\w -]*?) ?\(\d+\)")  # "benign (4)", as BUSI names its images
 

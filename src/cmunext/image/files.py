@@ -70,12 +70,19 @@ def read_grey(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
 def read_mask(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
     """Read a mask: bool H x W, true where a level of `read_grey` lies above half of its range.
 
-    Raises as `read_image`; and InputError for a mask of the levels 0 and 1 out of 255, which would otherwise be read as empty.
+    Raises as `read_image`; and InputError for a mask that is dark but not black, which would otherwise be read as empty.
     """
     levels = read_grey(path, max_pixels)
-    if levels.max() == 1:
-        raise InputError(f"{path}: its foreground is drawn with level 1 of 255; multiply the mask by 255 (black 0, white 255)")
+    if 0 < (brightest := int(levels.max())) <= 127:
+        raise InputError(
+            f"{path}: its foreground is drawn with level {brightest} of 255; draw it white (255) on black (0), as `cmunext prepare` does"
+        )
     return levels > 127
+
+
+def plain(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image as H x W where its three channels are equal, else as it is."""
+    return image[..., 0] if image.ndim == 3 and bool((image == image[..., :1]).all()) else image
 
 
 def write_image(path: StrPath, image: NDArray[np.uint8]) -> None:

@@ -81,6 +81,16 @@ def describe(teachers: Iterable[Ancestor], distill_weight: float, start: Ancesto
     return told
 
 
+def digests(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `describe` decides a run: the content of the files, by whatever name, and what the teachers weigh."""
+    weight = told.get("distillation", {}).get("weight")
+    return {
+        "weight": weight,
+        "teachers": [one["sha256"] for one in _teachers(told)],
+        "start": [one["sha256"] for one in _start(told)],
+    }
+
+
 def require_same(run: Path, now: Mapping[str, Any], saved: Mapping[str, Any] | None) -> None:
     """Raise UsageError when the run that is there (its recipe.json as `saved`) was begun with other ancestors than `describe` gives now."""
     if saved is None:

@@ -30,7 +30,9 @@ from cmunext.training.recipe import Recipe
 from cmunext.training.schedule import learning_rate
 from cmunext.training.step import EagerStep, Loss, RecordedStep, average_of, lay_out, load_optimizer, optimizer_of
 
-SECONDS_BETWEEN_SAVES = 10  # at least, where data lie on the device and an epoch takes less than that
+SECONDS_BETWEEN_SAVES = (
+    10  # at least, where data lie on the device and an epoch takes less; but the best weights' epoch is saved at once
+)
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,14 @@ def fit(
         row |= scores or dict.fromkeys(("val_loss", "val_iou", "val_dice"))
         progress.history.append(row)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
-        if scores and scores["val_iou"] > progress.best_iou:
+        improved = scores is not None and scores["val_iou"] > progress.best_iou
+        if scores and improved:
             progress.best_iou, progress.best_epoch = scores["val_iou"], progress.epoch
             if fabric.is_global_zero:
                 hooks.keep_best(measured, row)
         hooks.epoch(row)
         stop = not last and _anyone(fabric, hooks.stop())
-        if last or stop or not resident or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+        if last or stop or improved or not resident or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             if fabric.is_global_zero:
                 checkpoint.write_history(run, progress.history)
             save()

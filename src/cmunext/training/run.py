@@ -31,6 +31,7 @@ from cmunext.training.recipe import Recipe, from_dict
 from cmunext.training.stop import stop_requests
 
 RECIPE_FILE = "recipe.json"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which of a training's processes this is
 BEST, LAST, AVERAGE = "best.safetensors", "last.safetensors", "ema.safetensors"
 INTENDED_USE = "Research. Not a medical device, and not validated for any clinical decision."
 
@@ -98,7 +99,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
     arguments = _arguments(task, recipe, layout.classes)
     structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # the weights hold that file
     _require_fitting_size(task.network, structure, recipe.preprocessing)
-    if threads := task.threads or (saved or {}).get("threads", 0):
+    if threads := _threads(task, saved, reporter):
         torch.set_num_threads(threads)
     host.keep_freed_memory()
     class_names = ("lesion",) if layout.classes == 1 else tuple(f"class {number}" for number in range(layout.classes))
@@ -113,6 +114,8 @@ def train(task: Task, reporter: Reporter) -> Progress:
     if start and lineage.start_from(network, start, task.network, structure, recipe.preprocessing):
         reporter.say(f"warning: {start.file} was trained with another normalisation of its images than this recipe's")
     fabric = _fabric(task, recipe)
+    if saved and (begun := (saved.get("devices"), saved.get("device"))) != (now := (task.devices, fabric.device.type)):
+        reporter.say(f"warning: the run was begun on {_machines(*begun)} and goes on on {_machines(*now)}: not to the same bits")
     advance = reporter.loading(len(train_names) + len(validation_names))
     cases = [
         load_cases(layout, names, recipe.preprocessing, masks_under_flips=recipe.augment_before_resize, advance=advance)
@@ -188,13 +191,25 @@ def _saved(task: Task) -> dict[str, Any] | None:
         if task.out.exists() and (not task.out.is_dir() or any(task.out.iterdir())) and not task.resume:
             raise UsageError(f"{task.out} exists and is no run; give another --out")
         return None
-    if not task.resume and "LOCAL_RANK" not in os.environ:  # a further process of this very training may find it
+    if not task.resume and not any(
+        os.environ.get(name, "0") != "0" for name in RANKS
+    ):  # further processes find what the first wrote
         raise UsageError(f"{task.out} already holds a run; add --resume to go on with it, or give another --out")
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); give another --out") from error
     return content
+
+
+def _threads(task: Task, saved: dict[str, Any] | None, reporter: Reporter) -> int:
+    """Threads of the CPU; 0 leaves them alone. A run goes on with those that it began with, for others sum in another order."""
+    begun = (saved or {}).get("threads", 0)
+    if task.threads and begun and task.threads != begun:
+        reporter.say(
+            f"warning: threads is {task.threads}, and the run was begun with {begun}; it goes on with {begun}, to the same bits"
+        )
+    return begun or task.threads
 
 
 def _resolved(task: Task, classes: int, saved: dict[str, Any] | None) -> Recipe:
@@ -274,6 +289,10 @@ def _fabric(task: Task, recipe: Recipe) -> Fabric:
     return fabric
 
 
+def _machines(devices: int | None, device: str | None) -> str:
+    return f"{devices} x {device}"
+
+
 def _synchronised(network: nn.Module, fabric: Fabric, reporter: Reporter) -> nn.Module:
     if fabric.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -294,7 +313,7 @@ def _require_partition(cases: list[Cases]) -> None:
 def _identity(network: str, arguments: dict[str, Any], recipe: Recipe, cases: list[Cases], descent: dict[str, Any]) -> str:
     told: list[Any] = [network, arguments, recipe.to_dict(), *(part.digest for part in cases)]
     if descent:
-        told.append(descent)
+        told.append(lineage.digests(descent))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
