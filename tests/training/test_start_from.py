@@ -111,3 +111,11 @@ def test_going_on_is_exact_and_needs_the_same_start(dataset: Path, tmp_path: Pat
         run(dataset, tmp_path / "run", start=starts[1], resume=True)
     with pytest.raises(UsageError, match="is given none"):
         run(dataset, tmp_path / "run", resume=True)
+
+
+def test_going_on_with_other_devices_is_said(dataset: Path, tmp_path: Path) -> None:
+    assert not run(dataset, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    [said] = run(dataset, tmp_path / "run", resume=True)
+    assert "begun on 1 x cuda and goes on on 1 x cpu: not to the same bits" in said

@@ -114,8 +114,9 @@ def train(task: Task, reporter: Reporter) -> Progress:
     if start and lineage.start_from(network, start, task.network, structure, recipe.preprocessing):
         reporter.say(f"warning: {start.file} was trained with another normalisation of its images than this recipe's")
     fabric = _fabric(task, recipe)
-    if saved and (begun := (saved.get("devices"), saved.get("device"))) != (now := (task.devices, fabric.device.type)):
-        reporter.say(f"warning: the run was begun on {_machines(*begun)} and goes on on {_machines(*now)}: not to the same bits")
+    now, begun = f"{task.devices} x {fabric.device.type}", saved and f"{saved.get('devices')} x {saved.get('device')}"
+    if begun and begun != now and fabric.is_global_zero:
+        reporter.say(f"warning: the run was begun on {begun} and goes on on {now}: not to the same bits")
     advance = reporter.loading(len(train_names) + len(validation_names))
     cases = [
         load_cases(layout, names, recipe.preprocessing, masks_under_flips=recipe.augment_before_resize, advance=advance)
@@ -287,10 +288,6 @@ def _fabric(task: Task, recipe: Recipe) -> Fabric:
     fabric = Fabric(accelerator=accelerator, devices=task.devices, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
-
-
-def _machines(devices: int | None, device: str | None) -> str:
-    return f"{devices} x {device}"
 
 
 def _synchronised(network: nn.Module, fabric: Fabric, reporter: Reporter) -> nn.Module:
