@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 import cv2
 import numpy as np
@@ -51,10 +52,13 @@ class Augmentation:
         for name in ("rotate90", "flip", "affine", "intensity", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation.{name} is {getattr(self, name)}; a probability lies in 0..1")
+        for name, largest in (("rotation", 180), ("shift", 1), ("brightness", 1), ("noise", 1)):
+            if not 0 <= getattr(self, name) <= largest:
+                raise UsageError(f"augmentation.{name} is {getattr(self, name)}; it must lie in 0..{largest} (0 switches it off)")
         for name in ("scale", "contrast", "gamma"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < inf:
                 raise UsageError(
-                    f"augmentation.{name} is {getattr(self, name)}; it is a factor of at least 1 (1 switches it off)"
+                    f"augmentation.{name} is {getattr(self, name)}; it is a finite factor of at least 1 (1 switches it off)"
                 )
 
 

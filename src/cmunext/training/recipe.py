@@ -1,6 +1,7 @@
 """Recipes: everything that decides how a network is trained, frozen, complete and saved with the run."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -79,10 +80,14 @@ class Recipe:
             raise UsageError(f"recipe seed is {self.seed}; it must lie in 0..{2**32 - 1}")
         if not 0 <= self.distill_weight <= 1:
             raise UsageError(f"recipe distill_weight is {self.distill_weight}; it must lie in [0, 1]")
-        if not 0 <= self.ema_decay < 1:
-            raise UsageError(f"recipe ema_decay is {self.ema_decay}; it must lie in [0, 1)")
-        if not self.learning_rate > 0:
-            raise UsageError(f"recipe learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"recipe {name} is {getattr(self, name)}; it must lie in [0, 1)")
+        for name in ("weight_decay", "poly_power"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"recipe {name} is {getattr(self, name)}; it must be finite and not negative")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"recipe learning_rate is {self.learning_rate}; it must be positive and finite")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise UsageError(f"recipe warmup_epochs is {self.warmup_epochs}; it must lie in 0..{self.epochs}, the epochs")
         if self.augmentation.rotate90 and self.preprocessing.height != self.preprocessing.width:
