@@ -86,6 +86,16 @@ def test_bad_settings_are_told(setting: str, told: str) -> None:
         with_settings(PAPER, [setting])
 
 
+@pytest.mark.parametrize("part", ["size=32", "preprocessing.height=32"])
+def test_a_record_and_a_part_of_it_are_not_set_at_once(part: str) -> None:
+    with pytest.raises(UsageError, match=r"set preprocessing to 3 and preprocessing.height to 32; leave out one"):
+        with_settings(PAPER, ["preprocessing=3", part])
+    with pytest.raises(UsageError, match="set its parts"):
+        with_settings(PAPER, [part, "preprocessing=3"])
+    whole = with_settings(PAPER, ['preprocessing={"threshold": 0.4}', "size=64"]).preprocessing
+    assert (whole.threshold, whole.height, whole.width) == (0.4, 64, 64)
+
+
 def test_a_saved_recipe_reads_back(tmp_path: Path) -> None:
     recipe = with_settings(DEFAULT, ["epochs=7", "augmentation.scale=1.25"])
     path = tmp_path / "recipe.json"

@@ -194,14 +194,14 @@ def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             value = json.loads(text)
         except ValueError:
             value = text
-        if key == "size":
-            values.setdefault("preprocessing", {}).update(height=value, width=value)
-            continue
-        *groups, last = key.strip().split(".")
-        target = values
-        for group in groups:
-            target = target.setdefault(group, {})
-        target[last] = value
+        for name in ("preprocessing.height", "preprocessing.width") if key == "size" else (key.strip(),):
+            *groups, last = name.split(".")
+            target = values
+            for group in groups:
+                target = target.setdefault(group, {})
+                if not isinstance(target, dict):
+                    raise UsageError(f"the settings set {group} to {target!r} and {name} to {value!r}; leave out one of them")
+            target[last] = value
     return _replaced(recipe, values, "") if values else recipe
 
 
