@@ -37,6 +37,7 @@ def test_an_unknown_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(28, "No space left on device", "out.png"), 1, "error: out.png: No space left on device"),
         (PermissionError(13, "Permission denied", "out"), 1, "error: out: Permission denied"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "pip install 'cmunext[train]'"),
+        (ModuleNotFoundError("No module named 'onnx_ir'", name="onnx_ir"), 1, "needs onnx_ir, which is not installed; run: pip"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )

@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
             "safetensors",
             "scipy",
             "onnx",
+            "onnx_ir",
             "onnxscript",
         ):
             raise
