@@ -3,6 +3,7 @@
 import gc
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -342,11 +343,15 @@ def test_a_damaged_library_is_built_again(odd: Path, empty_cache: Path, monkeypa
 
 
 def test_the_compiler_of_one_s_choice(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match="CXX is 'no-such-compiler', which is not found"):
-        open_weights(odd, "native")
+    for missing in ("no-such-compiler", "g++ 'flag"):
+        monkeypatch.setenv("CXX", missing)
+        assert not library.available()
+        with pytest.raises(UsageError, match=f"CXX is {re.escape(repr(missing))}, which is not found"):
+            open_weights(odd, "native")
     monkeypatch.delenv("CXX")
     (real,) = library.compiler() or [""]
+    monkeypatch.setenv("CXX", " ")
+    assert library.compiler() == [real]
     monkeypatch.setenv("CXX", f"env {real}")
     assert library.compiler() is not None
     check_equal(odd, (64, 64))

@@ -52,9 +52,12 @@ def _digest(sources: tuple[Path, ...], flags: tuple[str, ...]) -> str:
 
 
 def compiler() -> list[str] | None:
-    """The command of the C++ compiler: `$CXX`, or the first of `COMPILERS` on the path; None where there is none."""
-    if chosen := os.environ.get("CXX"):
-        command = [chosen] if shutil.which(chosen) else shlex.split(chosen)
+    """The command of the C++ compiler: `$CXX` where it is not blank, else the first of `COMPILERS` on the path; None where there is none."""
+    if chosen := os.environ.get("CXX", "").strip():
+        try:
+            command = [chosen] if shutil.which(chosen) else shlex.split(chosen)
+        except ValueError:  # a quotation without its end
+            return None
         return command if shutil.which(command[0]) else None
     return next(([found] for name in COMPILERS if (found := shutil.which(name))), None)
 
@@ -99,7 +102,7 @@ def _build(path: Path) -> None:
     """Write the first variant that builds and that `proof` finds right; nothing else is ever under this name."""
     command = compiler()
     if command is None:
-        named = f"CXX is {os.environ['CXX']!r}, which is not found; " if os.environ.get("CXX") else ""
+        named = f"CXX is {os.environ['CXX']!r}, which is not found; " if os.environ.get("CXX", "").strip() else ""
         raise UsageError(
             f"{named}the native backend is built on this machine and needs a C++ compiler; install g++ 12 or newer, or choose another backend"
         )
