@@ -1,6 +1,7 @@
 """The loop itself: NaN, frozen statistics, and two processes that take the same steps as one."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ SETTINGS = ("epochs=3", "size=32", "batch_size=5", "learning_rate=0.05", "freeze
 class Done(NamedTuple):
     code: int
     told: str  # stderr, its line breaks as blanks
+    printed: str  # stdout
 
 
 def arguments(dataset: Path, out: Path, *more: str) -> list[str]:
@@ -36,7 +38,8 @@ def run(capsys: pytest.CaptureFixture[str]):
 
     def run_here(dataset: Path, out: Path, *more: str) -> Done:
         code = main(arguments(dataset, out, *more))
-        return Done(code, " ".join(capsys.readouterr().err.split()))
+        captured = capsys.readouterr()
+        return Done(code, " ".join(captured.err.split()), captured.out)
 
     return run_here
 
@@ -44,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str]):
 def run_two_processes(dataset: Path, out: Path, *more: str) -> Done:
     command = [sys.executable, "-m", "cmunext", *arguments(dataset, out, *more), "--devices", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    return Done(done.returncode, " ".join(done.stderr.split()))
+    return Done(done.returncode, " ".join(done.stderr.split()), done.stdout)
 
 
 def history(out: Path) -> np.ndarray:
@@ -57,10 +60,13 @@ def test_two_processes_take_the_steps_of_one(run, tmp_path: Path, batch_size: in
     """8 cases in batches of 5 are cut 3 + 2, then 2 + 1; in batches of 7 the last batch has one case, so one process has none."""
     write_dataset(tmp_path / "data")
     more = ("--set", f"batch_size={batch_size}")
-    one, two = run(tmp_path / "data", tmp_path / "one", *more), run_two_processes(tmp_path / "data", tmp_path / "two", *more)
+    one = run(tmp_path / "data", tmp_path / "one", *more)
+    two = run_two_processes(tmp_path / "data", tmp_path / "two", *more, "--json")
     assert one.code == 0, one.told
     assert two.code == 0, two.told
-    assert "no synchronised BatchNorm on the CPU" in two.told
+    assert two.told.count("no synchronised BatchNorm on the CPU") == 1
+    assert [two.told.count(f"epoch {epoch} loss") for epoch in (1, 2, 3)] == [1, 1, 1]
+    assert json.loads(two.printed)["epochs"] == 3, "one document, of the first process"
     np.testing.assert_allclose(history(tmp_path / "two"), history(tmp_path / "one"), rtol=2e-5)
 
 

@@ -48,6 +48,7 @@ def train(
     """
     import logging
 
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -71,13 +72,15 @@ def train(
 
     for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they announce precision and processes; we say what matters
-    console = Console(stderr=True)
+    # Each process that shares the batches runs this command; only the first one tells.
+    speaks = devices == 1 or rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    console = Console(stderr=True, quiet=not speaks)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with ExitStack() as stack:
-        bars = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
+        bars = stack.enter_context(Progress(*columns, console=console, disable=not (speaks and console.is_terminal)))
         total = bars.add_task("training", total=None, note="")
 
         def loading(cases: int):
@@ -100,6 +103,8 @@ def train(
             f"stopped in epoch {progress.epoch + 1} and saved; go on with the same command and --resume", highlight=False
         )
         raise typer.Exit(130)
+    if not speaks:
+        return
     result = {"run": str(run), "epochs": progress.epoch, "best_epoch": progress.best_epoch, "best_iou": progress.best_iou}
     if json:
         print(json_module.dumps({**result, "last": progress.history[-1]}))
