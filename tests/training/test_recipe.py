@@ -30,6 +30,14 @@ def test_cosine_with_warm_up() -> None:
     assert all(np.diff(rates[10:]) < 0)
 
 
+def test_cosine_lags_too_and_the_warm_up_does_not() -> None:
+    punctual = replace(DEFAULT, schedule="cosine", schedule_lag=False, epochs=10, warmup_epochs=1)
+    late = replace(punctual, schedule_lag=True)
+    rates, late_rates = ([learning_rate(recipe, step, 100) for step in range(100)] for recipe in (punctual, late))
+    assert late_rates[:10] == rates[:10]
+    assert late_rates[11:] == rates[10:-1]
+
+
 def test_the_papers_double_normalisation_and_bgr() -> None:
     scale, offset = PAPER.preprocessing.scale_and_offset
     np.testing.assert_allclose(offset, [-0.00830551, -0.00798319, -0.00707625], rtol=1e-5)

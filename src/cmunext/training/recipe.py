@@ -39,7 +39,7 @@ class Recipe:
     optimizer : "sgd" (with `momentum`) or "adamw".
     learning_rate, momentum, weight_decay : of the optimiser; the decay applies to every parameter, norms and biases included.
     schedule : "poly" (with `poly_power`), "cosine" or "constant"; `warmup_epochs` rise linearly before it.
-    schedule_lag : let the poly schedule run one step late, as the released code does.
+    schedule_lag : let "poly" and "cosine" run one step late, as the released code does with its "poly"; the warm-up is not late.
     ema_decay : decay a step of the exponential moving average of weights and batch statistics, 0 for none. It ramps up as
         (1 + t) / (10 + t). With an average, it is the averaged network that is validated and kept as best.
     freeze_batch_statistics : normalise by the running statistics also in training.
