@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from cmunext.errors import InputError, UsageError
-from cmunext.training.recipe import DEFAULT, PAPER, PAPER_QUIRKS, from_dict, named, with_settings
+from cmunext.training.batches import epoch_batches
+from cmunext.training.recipe import DEFAULT, PAPER, from_dict, named, with_settings
 from cmunext.training.schedule import learning_rate
+from cmunext.training.step import optimizer_of
 
 STEPS = 300 * 57  # 452 images in batches of 8
 
@@ -43,7 +46,18 @@ def test_the_papers_double_normalisation_and_bgr() -> None:
     np.testing.assert_allclose(offset, [-0.00830551, -0.00798319, -0.00707625], rtol=1e-5)
     np.testing.assert_allclose(255 * scale + offset, [0.00881925, 0.00952381, 0.01035294], rtol=1e-5)
     assert PAPER.preprocessing.channels == "bgr"
-    assert len(PAPER_QUIRKS) >= 6
+    assert (PAPER.preprocessing.mean, PAPER.preprocessing.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "of R, G, B"
+
+
+def test_the_papers_other_quirks() -> None:
+    """As docs/what-the-numbers-mean.md lists them; what becomes of the masks is tested in test_dataset."""
+    assert PAPER.schedule_lag and PAPER.augment_before_resize
+    assert [len(batch) for batch in epoch_batches(452, PAPER, 0)] == [8] * 56 + [4]
+    assert (PAPER.validate_every, PAPER.ema_decay) == (1, 0.0), "every epoch may be the best"
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    (decayed,) = optimizer_of(network, PAPER, recorded=False).param_groups
+    assert decayed["weight_decay"] == 1e-4
+    assert len(decayed["params"]) == 4, "biases and the norm's parameters too"
 
 
 def test_default_differs_from_the_paper_only_where_it_says() -> None:

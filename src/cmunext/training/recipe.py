@@ -141,17 +141,6 @@ ROBUST = replace(
 
 RECIPES: dict[str, Recipe] = {"paper": PAPER, "default": DEFAULT, "strong": STRONG, "robust": ROBUST}
 
-PAPER_QUIRKS = {
-    "double normalisation": "preprocessing.final_scale = 1/255: ImageNet normalisation, then a second division by 255",
-    "BGR with RGB statistics": "preprocessing.channels = bgr, mean and std in RGB order",
-    "schedule one step late": "schedule_lag: steps 0 and 1 both use the base rate, the last step does not reach its own",
-    "asymmetric mask sampling": "augment_before_resize: masks are flipped first, then resized by truncating nearest neighbour",
-    "decay on everything": "weight_decay applies to normalisation layers and biases too",
-    "ragged last batch": "452 images in batches of 8 leave a last batch of 4, kept, so its batch statistics are noisier",
-    "best epoch on the reported set": "best.safetensors is picked by IoU on the validation list that is reported",
-}
-"""What the paper's released code does otherwise than one would expect, and the entry of `PAPER` that reproduces it."""
-
 
 def named(name_or_file: str | os.PathLike[str]) -> Recipe:
     """A recipe of `RECIPES`, or one saved as JSON (`recipe.json` of a run, or values that change some of `DEFAULT`'s).
