@@ -1,29 +1,21 @@
 """Image -> Segmentation: the road that the command, the Python API, evaluation and the demo all take."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.errors import InputError, UsageError
+from cmunext.errors import InputError
 from cmunext.image.files import read_image
 from cmunext.image.preprocess import Preprocessing
-from cmunext.inference.backends import Backend, open_weights
+from cmunext.inference.backends import BACKENDS, SUFFIXES, Backend, open_weights
 from cmunext.inference.lesions import Lesion, Spacing, measure
 from cmunext.inference.named_weights import weights_path
 from cmunext.metadata import Metadata
 
 DEFAULT_WEIGHTS = "cmunext-s-busi"
 BACKGROUND = "background"  # a class of this name is segmented, but is no lesion
-_TWIN: Mapping[str, str] = {  # backend -> which file of weights that are named
-    "auto": ".onnx",
-    "onnxruntime": ".onnx",
-    "openvino": ".onnx",
-    "native": ".onnx",
-    "torch": ".safetensors",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +74,8 @@ class Segmenter:
         UsageError : when there are no such weights, backend or device, or they do not go together.
         InputError : when the file's content cannot be used.
         """
-        if backend not in _TWIN:
-            raise UsageError(f"there is no backend {backend!r}; choose one of {', '.join(_TWIN)}")
-        path = weights_path(weights, _TWIN[backend])
+        suffixes = BACKENDS[backend][1] if backend in BACKENDS else SUFFIXES
+        path = weights_path(weights, suffixes[0])
         return cls(open_weights(path, backend, device, threads, precision, streams, measure))
 
     @property

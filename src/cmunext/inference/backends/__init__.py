@@ -16,7 +16,8 @@ DEVICES = ("cpu", "cuda", "tensorrt", "coreml", "directml")  # the last three th
 PRECISIONS = ("float32", "bfloat16")
 GPU_BATCH = 8  # images at a time that keep a GPU busy; a CPU has enough to do with one
 
-# name -> (module, the suffixes of the weights files that it opens). The first that opens a suffix is what `auto` starts from.
+# name -> (module, the suffixes of the weights files that it opens, first that of weights by name). The first backend that opens a
+# suffix is what `auto` starts from.
 BACKENDS: dict[str, tuple[str, Sequence[str]]] = {
     "onnxruntime": ("onnx", (".onnx",)),
     "openvino": ("openvino", (".onnx",)),
