@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from tests.data.folders import dataset, drawn, noise, raw_busi, tree, write
+from tests.data.folders import dataset, drawn, noise, raw_busi, tree, write, write_list
 
 from cmunext.cli.main import main
-from cmunext.data.layout import Layout, read_list, write_list
+from cmunext.data.layout import Layout, read_list
 from cmunext.phantom import simulate
 
 NAMES = [*(f"benign ({number})" for number in range(1, 8)), *(f"malignant ({number})" for number in range(1, 4))]

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunext.data.layout import list_content
+
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 
@@ -17,6 +19,11 @@ def write(path: Path, pixels: NDArray) -> Path:
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]  # OpenCV thinks in BGR
     assert cv2.imwrite(str(path), np.ascontiguousarray(pixels))
     return path
+
+
+def write_list(path: Path, names: Iterable[str]) -> None:
+    """Write a list of cases in the official text form."""
+    path.write_bytes(list_content(names))
 
 
 def stored(path: Path) -> NDArray:

@@ -4,11 +4,11 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-from tests.data.folders import dataset, drawn, noise, stored, write
+from tests.data.folders import dataset, drawn, noise, stored, write, write_list
 
 from cmunext.data.audit import KINDS, audit
 from cmunext.data.duplicates import EXACT, duplicates
-from cmunext.data.layout import Layout, write_list
+from cmunext.data.layout import Layout
 from cmunext.errors import UsageError
 
 NAMES = ["benign (1)", "benign (2)", "benign (3)", "malignant (1)", "malignant (2)", "normal (1)"]

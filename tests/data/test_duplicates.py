@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 from tests.data.copies import compress, crop, flip, gain, mark, resize
-from tests.data.folders import dataset, write
+from tests.data.folders import dataset, write, write_list
 
 from cmunext.data.align import align
 from cmunext.data.audit import audit, write_findings
 from cmunext.data.duplicates import Pair, clusters, digest, duplicates, find, with_agreement
 from cmunext.data.fingerprint import HORIZONTAL, MIRRORS, PLAIN, VERTICAL, Fingerprint, fingerprint, propose
-from cmunext.data.layout import Layout, read_list, write_list
+from cmunext.data.layout import Layout, read_list
 from cmunext.data.leaks import find_leaks
 from cmunext.data.pictures import write_pictures
 from cmunext.data.split import split

@@ -2,9 +2,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.data.folders import dataset, drawn, noise, write
+from tests.data.folders import dataset, drawn, noise, write, write_list
 
-from cmunext.data.layout import Layout, read_list, write_list
+from cmunext.data.layout import Layout, read_list
 from cmunext.errors import InputError, UsageError
 
 NAMES = ["benign (1)", "benign (2)", "malignant (1)"]
@@ -123,7 +123,7 @@ def test_a_list_is_found_by_its_path_or_in_the_dataset(tmp_path, monkeypatch):
     assert layout.read_list("val.txt") == ["benign (1)"]
     assert layout.read_list(tmp_path / "other.txt") == ["benign (2)"]
     monkeypatch.chdir(tmp_path)
-    write_list("val.txt", ["malignant (1)"])
+    write_list(tmp_path / "val.txt", ["malignant (1)"])
     assert layout.read_list("val.txt") == ["malignant (1)"]
     with pytest.raises(UsageError, match="neither a file by that path nor in"):
         layout.read_list("missing.txt")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import IMAGE_SUFFIXES
-from cmunext.storage import write_bytes
 
 SHOWN = 3  # names quoted in an error; the rest are counted
 
@@ -158,11 +157,6 @@ def resolve(entries: Iterable[str], known_names: Collection[str]) -> list[str]:
 def list_content(names: Iterable[str]) -> bytes:
     """A list in the official text form: one name a line, every line ended by CR LF, UTF-8."""
     return "".join(f"{name}\r\n" for name in names).encode()
-
-
-def write_list(path: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Write a list in the official text form, in one step, replacing what was there. Raises OSError."""
-    write_bytes(path, list_content(names))
 
 
 def quote(names: Collection[str]) -> str:

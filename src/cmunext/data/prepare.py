@@ -1,7 +1,7 @@
 """A raw download -> the dataset folder: images as PNG of the same pixels, a case's masks merged, masks strictly 0 and 255."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunext.data.fingerprint import Progress
 from cmunext.data.layout import quote
 from cmunext.data.sources import NORMAL, Source, find
 from cmunext.data.table import TABLE, table_content
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_grey, read_image, write_image, write_mask
 from cmunext.storage import write_bytes
-
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
