@@ -12,7 +12,7 @@ from tests.tiny_training import one_layer
 from tests.training_here import train_here
 
 from cmunext import weights
-from cmunext.errors import UsageError
+from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image, write_image
 from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import LEARNT_FROM, Metadata
@@ -111,6 +111,15 @@ def test_going_on_is_exact_and_needs_the_same_start(dataset: Path, tmp_path: Pat
         run(dataset, tmp_path / "run", start=starts[1], resume=True)
     with pytest.raises(UsageError, match="is given none"):
         run(dataset, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"recipe": 3}', "{"])
+def test_a_damaged_recipe_of_a_run_is_one_sentence(dataset: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(content)
+    with pytest.raises(InputError, match=r"recipe\.json is damaged \(.*\); give another --out"):
+        run(dataset, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "recipe.json").read_text() == content
 
 
 def test_going_on_with_other_devices_is_said(dataset: Path, tmp_path: Path) -> None:

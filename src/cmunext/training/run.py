@@ -200,6 +200,8 @@ def _saved(task: Task) -> dict[str, Any] | None:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); give another --out") from error
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise InputError(f"{path} is damaged (it names no recipe); give another --out")
     return content
 
 
