@@ -130,7 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--top", type=int, default=15, help="layers listed")
     given = parser.parse_args()
-    file = weights_path(given.weights)
+    file = weights_path(given.weights, ".onnx")
     preprocessing = onnx_backend.load(file).metadata.preprocessing
     shape = (1, preprocessing.in_channels, preprocessing.height, preprocessing.width)
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -46,6 +46,7 @@ def test_cells_are_laid_out_in_order_with_overrides(tmp_path):
         ({"colour": "red"}, "unknown entry 'colour'"),
         ({"seeds": []}, "seeds of"),
         ({"seeds": [True]}, "seeds of"),
+        ({"seeds": [1, 1]}, "give each once"),
         ({"networks": {}}, "networks of .* is empty"),
         ({"reference": "nobody"}, "'nobody'"),
         ({"at": "half"}, "'half'"),
@@ -181,7 +182,8 @@ def test_a_cell_of_another_plan_is_not_put_beside_the_others(finished):
     grid = read_grid(folder / "changed.json")
     with pytest.raises(UsageError, match="another recipe epochs"):
         check_agreement(grid, grid.cells[-1], Store(folder / "out"))
-    assert main(["benchmark", str(folder / "changed.json"), "--out", str(folder / "out")]) == 2
+    for option in ([], ["--dry-run"], ["--only", "tables"]):
+        assert main(["benchmark", str(folder / "changed.json"), "--out", str(folder / "out"), *option]) == 2
 
 
 def test_weights_of_another_training_are_not_scored(finished, tmp_path):

@@ -84,6 +84,15 @@ def test_a_cell_goes_on_from_another_recipe_of_the_same_network_lists_and_seed(t
     assert f"{names[0]}, which is needed first, has no weights" in capsys.readouterr().err
 
 
+def test_a_start_may_be_weights_by_name(tmp_path, monkeypatch):
+    (tmp_path / "zoo").mkdir()
+    named = tmp_path / "zoo" / "mine.safetensors"
+    named.touch()
+    monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path / "zoo"))
+    grid = read_grid(write_grid(tmp_path, taught_content(networks=["one"], start="mine")))
+    assert {cell.start for cell in grid.cells} == {None, named}
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [

@@ -138,6 +138,7 @@ def test_a_single_bad_file(folder: Path, network: str, capfd: pytest.CaptureFixt
         (["images", "--backend", "tflite"], "there is no backend 'tflite'"),
         (["images", "--device", "tpu"], "there is no device 'tpu'"),
         (["images", "--out", "images/case (2).png"], "this is a file"),
+        (["images", "--out", "images"], "the folder to be segmented"),
     ],
 )
 def test_wrong_calls_write_nothing(
@@ -205,7 +206,7 @@ def test_files_of_one_stem_do_not_collide_in_a_run_or_over_runs(folder: Path, ne
 def test_an_output_never_replaces_an_input(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(folder / "images" / "case (2)_mask.png", dark_discs())
     before = {path: path.read_bytes() for path in (folder / "images").iterdir()}
-    assert main(["segment", "images", "--weights", network, "--out", "images", "--overwrite"]) == 2
+    assert main(["segment", "images/*.png", "--weights", network, "--out", "images", "--overwrite"]) == 2
     assert "this output would overwrite an input" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (folder / "images").iterdir()} == before
 

@@ -99,6 +99,19 @@ def test_masks_of_which_nobody_can_tell_the_foreground(tmp_path, levels):
         binary(np.array([levels], np.uint8), tmp_path)
 
 
+def test_masks_of_several_labels_and_turned_ones_are_skipped(tmp_path):
+    truth, raw = drawn((4, 10, 8, 16)), tmp_path / "raw"
+    for number, mask in enumerate((truth // 255, truth // 255, truth // 255 * 2, truth.T, truth[::2, ::2])):
+        write(raw / "images" / f"{number}.png", noise(number))
+        write(raw / "masks" / f"{number}.png", mask)
+    report = prepare(raw, tmp_path / "out")
+    assert (report.cases, report.resized) == (3, ("4",))
+    reasons = dict(report.skipped)
+    assert "level 2 and that of 0 with 1; if these are classes" in reasons.pop("2")
+    assert "the mask is 32 x 24 pixels and its image 24 x 32: one of them is turned" in reasons.pop("3")
+    assert not reasons
+
+
 def test_bad_files_are_skipped_with_the_reason_and_the_others_are_done(tmp_path):
     src = raw_busi(tmp_path / "raw")
     benign = src / "benign"
@@ -330,6 +343,10 @@ def test_what_cannot_be_recognised(tmp_path):
     write(tmp_path / "three" / "labels" / "a.png", drawn())
     with pytest.raises(UsageError, match="2 folders of masks: labels, masks"):
         prepare(tmp_path / "three", tmp_path / "out")
+    for part in ("images", "masks"):
+        write(tmp_path / "deep" / part / "patient" / "a.png", drawn())
+    with pytest.raises(InputError, match="no image lies directly in its folders; take them out of deeper ones"):
+        prepare(tmp_path / "deep", tmp_path / "out")
     dataset(tmp_path / "four", ["a"])
     (tmp_path / "four" / "bus_data.csv").write_text("ID,Pathology\nbus_a,benign\n")
     with pytest.raises(InputError, match=r"gives no Case for 'bus_a'"):

@@ -115,12 +115,15 @@ def test_weights_are_found_by_name_in_a_folder_too(network: Path, tmp_path: Path
     assert weight_names() == tuple(sorted((*of_the_package, "small-one")))
     assert len(Segmenter.load("small-one")(dark_discs()).lesions) == 1
     assert Segmenter.load("small-one", backend="onnxruntime").metadata.network == "tiny"
-    with pytest.raises(UsageError, match=r"no weights 'other' as .onnx; by name there are .*small-one"):
+    with pytest.raises(UsageError, match=r"no weights 'other' as .onnx or .safetensors.*; by name there are .*small-one"):
         Segmenter.load("other")
     with pytest.raises(UsageError, match="no backend 'tflite'"):
         Segmenter.load("small-one", backend="tflite")
     with pytest.raises(UsageError, match=r"no weights 'small-one' as \.safetensors"):
         Segmenter.load("small-one", backend="torch")
+    (tmp_path / "no-twin.safetensors").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"no-twin\.safetensors"):  # found, and opened
+        Segmenter.load("no-twin")
 
 
 @pytest.mark.parametrize(

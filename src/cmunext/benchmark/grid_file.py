@@ -19,7 +19,7 @@
 
 Paths are relative to the grid file; lists are sought in the dataset folder too. docs/what-the-numbers-mean.md says which entry gives
 which column of the tables. Teachers are the weights of every seed of another recipe on the same lists; `start` is a file
-to start from, or another recipe, whose last weights of the same network, lists and seed are gone on with.
+to start from, weights by name, or another recipe, whose last weights of the same network, lists and seed are gone on with.
 """
 
 import json
@@ -31,6 +31,7 @@ from typing import Any
 
 from cmunext.benchmark.grid import Cell, Dataset, External, Grid, ListPair
 from cmunext.errors import InputError, UsageError
+from cmunext.inference.named_weights import weight_names, weights_path
 from cmunext.training import recipe as recipes
 from cmunext.training.recipe import Recipe
 
@@ -72,6 +73,8 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     seeds = root.pop("seeds", None)
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UsageError(f"seeds of {path} is {seeds!r}; give a list of numbers, such as [41]")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds of {path} is {seeds!r}; give each once")
     latency = root.pop("latency", "")
     grid = Grid(
         name=str(root.pop("name", path.parent.name)),
@@ -259,7 +262,9 @@ class _Reader:
         return _RecipeEntry(chosen, tuple(only) if only else None, taught, self.start(name, start) if start is not None else None)
 
     def start(self, name: str, start: Any) -> Path | str:
-        """A file to start from, or the name of a recipe to go on from."""
+        """A file to start from, or weights by name; or the name of a recipe to go on from."""
+        if isinstance(start, str) and start in weight_names(".safetensors"):
+            return weights_path(start, ".safetensors")
         if not isinstance(start, dict):
             return self.path(start)
         if start.keys() != {"recipe"}:

@@ -48,6 +48,7 @@ def benchmark(
     Kill it anywhere and start it again: only what is missing is done. A cell that fails is recorded and stops no other; the exit
     code is then 1. Where files are missing a table's cell stays empty.
     """
+    from cmunext.benchmark.cell import Store, check_agreement
     from cmunext.benchmark.grid_file import read_grid
     from cmunext.errors import UsageError
 
@@ -57,6 +58,8 @@ def benchmark(
         raise UsageError("--workers is for one machine and --cluster for many; give one of them")
     chosen = read_grid(grid.absolute() if cluster else grid)
     folder = (out or grid.parent).absolute() if cluster else out or grid.parent
+    for cell in chosen.cells:
+        check_agreement(chosen, cell, Store(folder))
     if dry_run:
         _print_plan(chosen, folder, workers)
         return
@@ -81,12 +84,10 @@ def benchmark(
 
 
 def _run(grid: "Grid", out: Path, workers: int, cluster: str) -> dict[str, str]:
-    from cmunext.benchmark.cell import Store, check_agreement
+    from cmunext.benchmark.cell import Store
     from cmunext.benchmark.pool import run_here, run_on_cluster
 
     store = Store(out)
-    for cell in grid.cells:
-        check_agreement(grid, cell, store)
     missing = [cell for cell in grid.cells if store.missing(cell)]
     typer.echo(f"{len(grid.cells) - len(missing)} of {len(grid.cells)} cells are done", err=True)
     if not missing:

@@ -18,6 +18,9 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_grey, read_image, write_image, write_mask
 from cmunext.storage import write_bytes
 
+LARGEST_LABEL = 20  # a foreground of a level up to this may be a label map's number of a class
+PROPORTIONS = 0.05  # by which those of a mask and of its image may differ, for sides are whole pixels
+
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -60,6 +63,7 @@ class _Case:
     image: NDArray[np.uint8]
     masks: tuple[NDArray[np.bool_], ...]
     notes: frozenset[str]
+    labels: frozenset[int]  # levels up to `LARGEST_LABEL` with which a foreground is drawn
 
 
 def prepare(
@@ -100,12 +104,14 @@ def prepare(
     table = _table_file(download.table, dst)
 
     notes: dict[str, frozenset[str]] = {}
+    labels: dict[int, str] = {}  # what a foreground is drawn with where it may be the number of a class -> the first such case
     skipped = list(download.unpaired)
 
     def decoded(chosen: Sequence[Source]) -> Iterator[tuple[Source, _Case]]:
         for source in progress(chosen):
             try:
                 case = _decoded(source)
+                _check_one_label(source.name, case.labels, labels)
             except InputError as error:
                 skipped.append((source.name, str(error)))
             else:
@@ -194,11 +200,23 @@ def _state(path: Path, pixels: NDArray[Any]) -> str:
     return "same" if same else "differs"
 
 
+def _check_one_label(name: str, labels: frozenset[int], known: dict[int, str]) -> None:
+    """Raise InputError where a case's foreground has another label than that of earlier cases: they may be classes."""
+    for label in sorted(labels - known.keys()):
+        if known:
+            other, first = next(iter(known.items()))
+            raise InputError(
+                f"its foreground is drawn with level {label} and that of {first} with {other}; if these are classes, draw each in masks of "
+                "its own (masks/0, masks/1, ...), white (255) on black (0)"
+            )
+        known[label] = name
+
+
 def _decoded(source: Source) -> _Case:
     """Read a case. Raises InputError where its image or one of its masks cannot be used."""
     image = read_image(source.image)
     shape = image.shape[:2]
-    notes = set()
+    notes, labels = set(), set()
     masks = []
     for files in source.masks:
         merged = np.zeros(shape, bool)
@@ -207,7 +225,10 @@ def _decoded(source: Source) -> _Case:
             mask = binary(levels, path)
             if not np.array_equal(levels, mask * np.uint8(255)):
                 notes.add("binarised")
+            if 0 < (level := int(levels.max())) <= LARGEST_LABEL:
+                labels.add(level)
             if mask.shape != shape:
+                _check_upright(mask.shape, shape, path)
                 notes.add("resized")
                 mask = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
             merged |= mask
@@ -216,7 +237,16 @@ def _decoded(source: Source) -> _Case:
         masks.append(merged)
     if not any(mask.any() for mask in masks):
         notes.add("empty")
-    return _Case(image, tuple(masks), frozenset(notes))
+    return _Case(image, tuple(masks), frozenset(notes), frozenset(labels))
+
+
+def _check_upright(mask: tuple[int, ...], image: tuple[int, ...], path: Path) -> None:
+    """Raise InputError where a mask would fit its image if one of them were turned by a quarter, and only then."""
+    across, upright = mask[0] * image[0] / (mask[1] * image[1]), mask[0] * image[1] / (mask[1] * image[0])
+    if abs(across - 1) < PROPORTIONS < abs(upright - 1):
+        raise InputError(
+            f"{path}: the mask is {mask[0]} x {mask[1]} pixels and its image {image[0]} x {image[1]}: one of them is turned; turn it back"
+        )
 
 
 def binary(levels: NDArray[np.uint8], path: Path) -> NDArray[np.bool_]:

@@ -243,7 +243,9 @@ def _paired(
 
 def _download(kind: str, root: Path, sources: Mapping[str, Source], unpaired: list[tuple[str, str]], table: Table) -> Download:
     if not sources and not unpaired:
-        raise InputError(f"{root} looks like a {kind} download but holds no image; unpack it again")
+        raise InputError(
+            f"{root} looks like a {kind} download, but no image lies directly in its folders; take them out of deeper ones"
+        )
     return Download(kind, root, tuple(sources[name] for name in sorted(sources)), tuple(unpaired), table)
 
 

@@ -22,20 +22,21 @@ def weight_names(suffix: str = ".onnx") -> tuple[str, ...]:
     return tuple(sorted(_files(_folders(), suffix)))
 
 
-def weights_path(weights: str | os.PathLike[str], suffix: str = ".onnx") -> Path:
-    """The file that is meant: a path as it is, and of a name the file of that suffix.
+def weights_path(weights: str | os.PathLike[str], *suffixes: str) -> Path:
+    """The file that is meant: a path as it is, and of a name the file of the first suffix that it has one of.
 
-    Raises UsageError when there are no weights of that name, or not with that suffix.
+    Raises UsageError when there are no weights of that name, or with none of these suffixes.
     """
     if str(weights).lower().endswith(SUFFIXES):
         return Path(weights)
-    files = _files(_folders(), suffix)
-    if str(weights) not in files:
-        known = ", ".join(sorted(files)) or "none in this installation"
-        raise UsageError(
-            f"there are no weights {str(weights)!r} as {suffix}; by name there are {known}; a file ends in {', '.join(SUFFIXES)}"
-        )
-    return files[str(weights)]
+    folders = _folders()
+    for suffix in suffixes:
+        if file := _files(folders, suffix).get(str(weights)):
+            return file
+    known = ", ".join(sorted({name for suffix in suffixes for name in _files(folders, suffix)})) or "none in this installation"
+    raise UsageError(
+        f"there are no weights {str(weights)!r} as {' or '.join(suffixes)}; by name there are {known}; a file ends in {', '.join(SUFFIXES)}"
+    )
 
 
 def _files(folders: tuple[Path, ...], suffix: str) -> dict[str, Path]:

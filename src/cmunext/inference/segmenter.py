@@ -75,7 +75,7 @@ class Segmenter:
         InputError : when the file's content cannot be used.
         """
         suffixes = BACKENDS[backend][1] if backend in BACKENDS else SUFFIXES
-        path = weights_path(weights, suffixes[0])
+        path = weights_path(weights, *suffixes)
         return cls(open_weights(path, backend, device, threads, precision, streams, measure))
 
     @property

@@ -89,7 +89,9 @@ class Recipe:
         if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"recipe learning_rate is {self.learning_rate}; it must be positive and finite")
         if not 0 <= self.warmup_epochs <= self.epochs:
-            raise UsageError(f"recipe warmup_epochs is {self.warmup_epochs}; it must lie in 0..{self.epochs}, the epochs")
+            raise UsageError(
+                f"recipe warmup_epochs is {self.warmup_epochs}; it must lie in 0..{self.epochs}, the epochs; set one of them"
+            )
         if self.augmentation.rotate90 and self.preprocessing.height != self.preprocessing.width:
             raise UsageError(
                 f"a network input of {self.preprocessing.height} x {self.preprocessing.width} cannot be rotated by 90 degrees; "
@@ -199,7 +201,10 @@ def _replaced(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
     changes = {}
     for key, value in values.items():
         if key not in known:
-            raise UsageError(f"there is no setting {prefix + key!r}; known are {', '.join(prefix + name for name in known)}")
+            also = "" if prefix else ", size (height and width)"
+            raise UsageError(
+                f"there is no setting {prefix + key!r}; known are {', '.join(prefix + name for name in known)}{also}"
+            )
         changes[key] = _checked(known[key], value, prefix + key)
     try:
         return replace(record, **changes)

@@ -97,7 +97,7 @@ def open_weights(
     chosen = _by_suffix(path) if backend == "auto" else backend
     if path.suffix.lower() not in BACKENDS[chosen][1]:
         opened = ", ".join(BACKENDS[chosen][1])
-        raise UsageError(f"{path}: {chosen} opens {opened}; choose --backend auto, or export the weights")
+        raise UsageError(f"{path}: {chosen} opens {opened}; choose --backend auto, or give such a file of these weights")
     if path.suffix.lower() == ".onnx":
         check_seal(path)
     if backend == "auto" and chosen == "onnxruntime" and device == "cpu":
