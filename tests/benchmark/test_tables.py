@@ -208,6 +208,31 @@ def test_patients_are_drawn_whole_and_groups_are_not_those_of_another_dataset(fo
     assert interval("external elsewhere") == pytest.approx(0, abs=1e-12)
 
 
+def test_cases_that_share_a_patient_or_a_cluster_are_drawn_together(folder):
+    values = json.loads((folder / "grid.json").read_text())
+    values["datasets"]["d"]["groups"] = "groups.csv"
+    (folder / "grid.json").write_text(json.dumps(values))
+    grid, store = read_grid(folder / "grid.json"), Store(folder)
+    (dataset,) = grid.datasets
+
+    def interval(groups: dict[str, str]) -> tuple[float, float]:
+        (folder / "groups.csv").write_text("case,group\n" + "".join(f"{case},{group}\n" for case, group in groups.items()))
+        value = value_of(grid, store, dataset, "r", "cmunext-s", "last")
+        return value.low, value.high
+
+    each = {case: case for case in "abcde"}
+    patients, clusters = {"a": "p1", "b": "p1", "c": "p2", "d": "p2", "e": "p3"}, each | {"d": "near", "e": "near"}
+    alone = interval({**patients})  # before the score tables tell of patients
+    united = interval({"a": "1", "b": "1", "c": "2", "d": "2", "e": "2"})
+    for cell in grid.cells:
+        path = store.cell(cell) / "last.csv"
+        if path.is_file():
+            header, *rows = path.read_text().splitlines()
+            path.write_text("\n".join([f"{header},patient", *(f"{row},{patients[row[0]]}" for row in rows)]))
+    assert interval(each) == alone, "a table without near duplicates takes no patient apart"
+    assert interval(clusters) == united != alone, "d and e are near duplicates, c and d one patient: the three are drawn together"
+
+
 def test_figures_show_what_was_measured(folder):
     pytest.importorskip("matplotlib")
     path = folder / "figures/figure2-d-r.svg"

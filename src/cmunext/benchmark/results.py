@@ -23,6 +23,7 @@ from cmunext.benchmark.cell import HISTORY, Store
 from cmunext.benchmark.compare import read_scores
 from cmunext.benchmark.grid import Cell, Dataset, Grid
 from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
+from cmunext.data.duplicates import linked
 from cmunext.data.layout import list_entries, resolve
 from cmunext.data.table import PATIENT_COLUMN, read_table
 from cmunext.errors import InputError
@@ -35,7 +36,8 @@ class Value:
     Attributes
     ----------
     iou, f1 : means over images (of every run), in [0, 1].
-    low, high : 95 % bootstrap interval of `iou`; an image that stands in several lists, a group, or a patient is drawn whole.
+    low, high : 95 % bootstrap interval of `iou`; an image that stands in several lists is drawn whole, and so is what shares a patient
+        or a group, directly or through others.
     spread : standard deviation of the runs' mean IoUs (n - 1), NaN for a single run.
     runs, images : trainings, and different images.
     """
@@ -65,9 +67,9 @@ def value_of(grid: Grid, store: Store, dataset: Dataset, recipe: str, label: str
     runs = scores_of(store, cells_of(grid, dataset, recipe, label), column)
     if not runs:
         return None
-    group_of = _patients(store, cells_of(grid, dataset, recipe, label), column)
-    if not column.startswith("external"):  # whose cases are others, and may have the same names
-        group_of |= _groups(dataset)
+    patients = _patients(store, cells_of(grid, dataset, recipe, label), column)
+    groups = {} if column.startswith("external") else _groups(dataset)  # whose cases are others, and may have the same names
+    group_of = _drawn_together(patients, groups)
     ious = [value for run in runs for value in run["iou"].values()]
     f1s = [value for run in runs for value in run["f1"].values()]
     cases = [case for run in runs for case in run["iou"]]
@@ -196,3 +198,12 @@ def _patients(store: Store, cells: Iterable[Cell], column: str) -> dict[str, str
 
 def _groups(dataset: Dataset) -> dict[str, str]:
     return {case: row["group"] for case, row in read_table(dataset.groups).items()} if dataset.groups else {}
+
+
+def _drawn_together(*relations: Mapping[str, str]) -> dict[str, str]:
+    """Case -> the first of the cases that it is linked with by sharing a value of any relation (case -> value)."""
+    pairs = []
+    for relation in relations:
+        first_of: dict[str, str] = {}
+        pairs += [(first_of.setdefault(value, case), case) for case, value in relation.items()]
+    return {case: cluster[0] for cluster in linked(pairs) for case in cluster}

@@ -111,9 +111,14 @@ def find(
 
 def clusters(pairs: Iterable[Pair]) -> Clusters:
     """The cases that pairs link, directly or through others; each cluster sorted, and all of them by their first case."""
+    return linked((pair.first, pair.second) for pair in pairs)
+
+
+def linked(pairs: Iterable[tuple[str, str]]) -> Clusters:
+    """`clusters` of plain pairs of names; a name that is paired with itself alone is a cluster of one."""
     member_of: dict[str, list[str]] = {}
-    for pair in pairs:
-        one, other = (member_of.setdefault(case, [case]) for case in (pair.first, pair.second))
+    for first, second in pairs:
+        one, other = (member_of.setdefault(case, [case]) for case in (first, second))
         if one is not other:
             one.extend(other)
             member_of.update((case, one) for case in other)
