@@ -10,7 +10,7 @@ import pytest
 import typer
 from tests.grids import ONE, THREE, content, digests, write_grid
 
-from cmunext.benchmark.cell import CONFIG, Store
+from cmunext.benchmark.cell import CONFIG, Store, check_agreement
 from cmunext.benchmark.grid_file import read_grid
 from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
@@ -46,6 +46,9 @@ def test_a_pupil_is_trained_after_every_seed_of_its_teachers(tmp_path, monkeypat
     told = load(store.last_weights(pupils[0])).metadata.training["distillation"]["teachers"]
     assert len(told) == 2
     assert json.loads((store.cell(pupils[0]) / CONFIG).read_text())["teachers"] == names
+    untaught = read_grid(write_grid(tmp_path, taught_content(networks=["one"])))
+    with pytest.raises(UsageError, match="another teachers"):
+        check_agreement(untaught, untaught.cells[-1], store)
 
 
 def test_a_cell_starts_from_the_weights_of_a_file(tmp_path, monkeypatch):
@@ -62,6 +65,10 @@ def test_a_cell_starts_from_the_weights_of_a_file(tmp_path, monkeypatch):
     training = load(Store(tmp_path).last_weights(tuned[0])).metadata.training
     assert training["start"]["file"] == "begun.safetensors"
     (tmp_path / "begun.safetensors").write_bytes(b"another")
+    fresh = read_grid(write_grid(tmp_path, taught_content(networks=["one"])))
+    with pytest.raises(UsageError, match="another start_sha256"):
+        check_agreement(fresh, fresh.cells[-1], Store(tmp_path))
+    write_grid(tmp_path, taught_content(networks=["one"], start="begun.safetensors"))
     assert main(["benchmark", str(path)]) == 2, "a finished cell that started from another file is not taken for this one"
 
 
@@ -76,6 +83,10 @@ def test_a_cell_goes_on_from_another_recipe_of_the_same_network_lists_and_seed(t
     start = load(store.last_weights(again[1])).metadata.training["start"]
     assert start["file"] == store.last_weights(again[1].start).name
     assert json.loads((store.cell(again[1]) / CONFIG).read_text())["start"] == names[1]
+    fresh = read_grid(write_grid(tmp_path, taught_content(networks=["one"])))
+    with pytest.raises(UsageError, match="another start than"):
+        check_agreement(fresh, fresh.cells[-1], store)
+    write_grid(tmp_path, taught_content(networks=["one"], start={"recipe": "short"}))
 
     for folder in (store.cell(again[0]), store.run(again[0]), store.run(again[0].start)):
         shutil.rmtree(folder)

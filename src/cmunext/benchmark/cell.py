@@ -88,7 +88,8 @@ def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
         kept = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
-    for key, value in plan_of(grid, cell).items():
+    absent = ("teachers", "start") if isinstance(cell.start, Path) else ("teachers", "start", "start_sha256")  # unless planned
+    for key, value in (dict.fromkeys(absent) | plan_of(grid, cell)).items():
         if kept.get(key) != value:
             changed = next((one for one in value if kept[key].get(one) != value[one]), "") if isinstance(value, dict) else ""
             what = f"{key} {changed}".strip()
