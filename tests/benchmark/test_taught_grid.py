@@ -10,11 +10,11 @@ import pytest
 import typer
 from tests.grids import ONE, THREE, content, digests, write_grid
 
-from cmunext.benchmark.cell import CONFIG, Store, check_agreement
+from cmunext.benchmark.cell import CONFIG, Store, check_agreement, run_cell
 from cmunext.benchmark.grid_file import read_grid
 from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
-from cmunext.errors import UsageError
+from cmunext.errors import InputError, UsageError
 from cmunext.weights import load
 
 TAUGHT = {"networks": ["one"], "teachers": {"recipe": "short", "network": "three"}}
@@ -46,7 +46,18 @@ def test_a_pupil_is_trained_after_every_seed_of_its_teachers(tmp_path, monkeypat
     told = load(store.last_weights(pupils[0])).metadata.training["distillation"]["teachers"]
     assert len(told) == 2
     assert json.loads((store.cell(pupils[0]) / CONFIG).read_text())["teachers"] == names
+    shutil.rmtree(store.cell(pupils[0]))
+    teacher = store.last_weights(pupils[0].teachers[1])
+    kept = teacher.read_bytes()
+    teacher.unlink()
+    assert run_cell(grid, pupils[0], tmp_path, threads=1), "a teacher that is not there any more says nothing against the run"
+    shutil.rmtree(store.cell(pupils[0]))
+    teacher.write_bytes(kept + b" ")
+    with pytest.raises(InputError, match="another set of teachers"):
+        run_cell(grid, pupils[0], tmp_path, threads=1)
     untaught = read_grid(write_grid(tmp_path, taught_content(networks=["one"])))
+    with pytest.raises(InputError, match="another set of teachers"):
+        run_cell(untaught, untaught.cells[-2], tmp_path, threads=1)
     with pytest.raises(UsageError, match="another teachers"):
         check_agreement(untaught, untaught.cells[-1], store)
 
@@ -70,6 +81,9 @@ def test_a_cell_starts_from_the_weights_of_a_file(tmp_path, monkeypatch):
         check_agreement(fresh, fresh.cells[-1], Store(tmp_path))
     write_grid(tmp_path, taught_content(networks=["one"], start="begun.safetensors"))
     assert main(["benchmark", str(path)]) == 2, "a finished cell that started from another file is not taken for this one"
+    shutil.rmtree(Store(tmp_path).cell(tuned[0]))
+    with pytest.raises(InputError, match="holds a training with another start"):
+        run_cell(read_grid(path), tuned[0], tmp_path, threads=1)
 
 
 def test_a_cell_goes_on_from_another_recipe_of_the_same_network_lists_and_seed(tmp_path, monkeypatch, capsys):

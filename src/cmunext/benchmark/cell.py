@@ -12,7 +12,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +112,7 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     folder, run, last = store.cell(cell), store.run(cell), store.last_weights(cell)
     if not store.missing(cell):
         return True
-    _check_run(cell, run)
+    _check_run(cell, store)
     if not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
         if not _train(grid, cell, store, threads):
             return False
@@ -149,8 +149,9 @@ def record_failure(cell: Cell, out: Path, sentence: str) -> None:
     write_json(Store(out).cell(cell) / FAILED, {"cell": cell.identifier, "error": sentence})
 
 
-def _check_run(cell: Cell, run: Path) -> None:
-    """Raise InputError when the folder holds a training by another plan: its weights must not be scored as the cell's."""
+def _check_run(cell: Cell, store: Store) -> None:
+    """Raise InputError when the cell's run is a training by another plan: its weights must not be scored as the cell's."""
+    run = store.run(cell)
     path = run / "recipe.json"
     if not path.is_file():
         return
@@ -159,14 +160,24 @@ def _check_run(cell: Cell, run: Path) -> None:
     if recipe["precision"] == "auto":
         recipe["precision"] = saved["recipe"].get("precision")
     lists = (("train", cell.lists.train), ("validation", cell.lists.validation))
+    taught, begun = saved.get("distillation", {}).get("teachers", []), [saved["start"]] if "start" in saved else []
     agrees = {
         "network": saved["network"] == cell.network,
         "network argument": cell.arguments.items() <= saved["arguments"].items(),
         "recipe": saved["recipe"] == recipe,
         **{f"{name} list": resolve(list_entries(file), saved[name]) == saved[name] for name, file in lists},
+        "set of teachers": _are_those(taught, cell.teachers, store),
+        "start": _are_those(begun, [cell.start] if cell.start else [], store),
     }
     if differing := [name for name, same in agrees.items() if not same]:
         raise InputError(f"{run} holds a training with another {differing[0]}; delete it, or give another --out")
+
+
+def _are_those(told: Sequence[Mapping[str, str]], planned: Iterable[Path | Cell], store: Store) -> bool:
+    """Whether the weights that a run's recipe.json tells of, in any order, are the planned ones; a file that is not here may be any."""
+    files = [store.last_weights(one) if isinstance(one, Cell) else one for one in planned]
+    here = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return len(told) == len(files) and here <= {one["sha256"] for one in told}
 
 
 @contextmanager
