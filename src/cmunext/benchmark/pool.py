@@ -8,9 +8,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ def run_here(grid: Grid, cells: Sequence[Cell], out: Path, workers: int, told: T
     Raises
     ------
     InputError : another process is running a grid in the same folder.
-    KeyboardInterrupt : after the running steps were finished and saved.
+    KeyboardInterrupt : after the running steps were finished and saved. So is whatever else stops the grid: what `told` raises, or an
+        OSError where a failure cannot be recorded.
     """
     threads = grid.threads or max(1, (os.cpu_count() or 1) // workers)
     failures: dict[str, str] = {}
@@ -47,19 +48,22 @@ def run_here(grid: Grid, cells: Sequence[Cell], out: Path, workers: int, told: T
             try:
                 told(cell, "started")
                 sentence = slot.run(grid, cell, out, threads)
+                if sentence is None or stop.is_set():
+                    stop.set()  # it was asked to stop
+                else:
+                    _conclude(cell, out, sentence, failures, told)
+            except BaseException:  # the disk may be full: no other cell would fare better
+                stop.set()
+                raise
             finally:
                 free.append(slot)
-            if sentence is None or stop.is_set():
-                stop.set()  # it was asked to stop
-                return
-            _conclude(cell, out, sentence, failures, told)
 
         try:
             with ThreadPoolExecutor(workers) as pool:
-                waiting = [pool.submit(one, cell) for cell in cells]
                 try:
-                    _results(waiting)
-                except KeyboardInterrupt:
+                    for future in as_completed([pool.submit(one, cell) for cell in cells]):
+                        future.result()
+                except BaseException:  # Ctrl-C, or what `one` raised
                     stop.set()
                     for slot in slots:
                         slot.ask_to_stop()
@@ -129,23 +133,21 @@ def _conclude(cell: Cell, out: Path, sentence: str, failures: dict[str, str], to
     told(cell, sentence or "done")
 
 
-def _results(waiting: list[Future]) -> None:
-    for future in waiting:
-        future.result()
-
-
 class _Slot:
     """A place for one worker process, which is started when it is first needed and again when it has died."""
 
     def __init__(self) -> None:
         self.executor: ProcessPoolExecutor | None = None
         self.process: int | None = None
+        self.stopping = False
 
     def run(self, grid: Grid, cell: Cell, out: Path, threads: int) -> str | None:
         try:
             if self.executor is None:
                 self.executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
                 self.process = self.executor.submit(os.getpid).result()
+            if self.stopping:  # it was asked to stop while the process started, which could not be told
+                return None
             return self.executor.submit(_work, grid, cell, out, threads).result()
         except BrokenProcessPool:
             self.close()
@@ -154,9 +156,11 @@ class _Slot:
             return None
 
     def ask_to_stop(self) -> None:
-        """A training finishes its step and saves; anything else ends."""
+        """A training finishes its step and saves; anything else ends, and no further cell begins."""
+        self.stopping = True
         if self.process is not None:
-            os.kill(self.process, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has just died
+                os.kill(self.process, signal.SIGTERM)
 
     def close(self) -> None:
         if self.executor is not None:

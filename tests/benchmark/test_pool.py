@@ -1,0 +1,42 @@
+"""A grid's cells in worker processes: what stops them, and what keeps a second grid away."""
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from tests.grids import ONE, THREE, content, write_grid
+
+from cmunext.benchmark import pool
+from cmunext.benchmark.cell import Store
+from cmunext.benchmark.grid import Cell, Grid
+from cmunext.benchmark.grid_file import read_grid
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    """Two cells."""
+    return read_grid(write_grid(tmp_path, content(one={"network": ONE}, three={"network": THREE})))
+
+
+def test_a_stop_that_comes_while_a_worker_starts_is_obeyed(grid, tmp_path):
+    started = []
+
+    def told(cell: Cell, what: str) -> None:
+        started.append(cell.label)
+        if what == "started":  # the process takes longer than this to start
+            threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_here(grid, grid.cells, tmp_path, 1, told)
+    assert started == ["one"]
+    assert not Store(tmp_path).run(grid.cells[0]).exists()
+
+
+def test_a_grid_that_cannot_go_on_runs_no_further_cell(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool._Slot, "run", lambda *_: "no such luck")
+    monkeypatch.setattr(pool, "record_failure", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
+    told = []
+    with pytest.raises(OSError, match="no space"):
+        pool.run_here(grid, grid.cells, tmp_path, 1, lambda cell, what: told.append((cell.label, what)))
+    assert told == [("one", "started")]
