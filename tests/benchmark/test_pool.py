@@ -1,8 +1,10 @@
 """A grid's cells in worker processes: what stops them, and what keeps a second grid away."""
 
 import signal
+import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tests.grids import ONE, THREE, content, write_grid
@@ -11,6 +13,7 @@ from cmunext.benchmark import pool
 from cmunext.benchmark.cell import Store
 from cmunext.benchmark.grid import Cell, Grid
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.errors import InputError
 
 
 @pytest.fixture
@@ -40,3 +43,16 @@ def test_a_grid_that_cannot_go_on_runs_no_further_cell(grid, tmp_path, monkeypat
     with pytest.raises(OSError, match="no space"):
         pool.run_here(grid, grid.cells, tmp_path, 1, lambda cell, what: told.append((cell.label, what)))
     assert told == [("one", "started")]
+
+
+def test_a_second_grid_is_kept_out_of_the_folder_on_ray_too(grid, tmp_path, monkeypatch):
+    ray, exceptions = ModuleType("ray"), ModuleType("ray.exceptions")
+    ray.init = lambda **_: pytest.fail("Ray was started beside another grid")
+    exceptions.RayError = RuntimeError
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
+    with pool._only_one(tmp_path):
+        with pytest.raises(InputError, match="another benchmark is at work"):
+            pool.run_on_cluster(grid, grid.cells, tmp_path, "local", lambda *_: None)
+        with pytest.raises(InputError, match="another benchmark is at work"):
+            pool.run_here(grid, grid.cells, tmp_path, 1, lambda *_: None)

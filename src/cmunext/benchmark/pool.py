@@ -83,6 +83,11 @@ def run_on_cluster(grid: Grid, cells: Sequence[Cell], out: Path, address: str, t
     ----------
     address : "local" starts Ray on this machine alone; "auto" or "HOST:PORT" joins a running cluster, whose machines must see the
         grid's data and `out` under the same paths.
+
+    Raises
+    ------
+    UsageError : Ray is not installed.
+    InputError : another process is running a grid in the same folder.
     """
     try:
         import ray
@@ -90,29 +95,31 @@ def run_on_cluster(grid: Grid, cells: Sequence[Cell], out: Path, address: str, t
     except ModuleNotFoundError as error:
         raise UsageError("--cluster needs Ray, which is not installed; run: pip install 'cmunext[cluster]'") from error
 
-    ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
-    threads = grid.threads or 1
-    gpus = 1 if grid.device == "cuda" else 0
-    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=CLUSTER_RETRIES)(_work)
-    failures: dict[str, str] = {}
-    try:
-        running = {remote.remote(grid, cell, out, threads): cell for cell in cells}
-        while running:
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            cell = running.pop(ready)
-            try:
-                sentence = ray.get(ready)
-            except RayError as error:
-                sentence = f"{DIED} ({type(error).__name__}, {CLUSTER_RETRIES} times)"
-            _conclude(
-                cell,
-                out,
-                sentence if sentence is not None else "the worker was asked to stop; run the grid again",
-                failures,
-                told,
-            )
-    finally:
-        ray.shutdown()
+    with _only_one(out):
+        sweep(out)
+        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+        threads = grid.threads or 1
+        gpus = 1 if grid.device == "cuda" else 0
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=CLUSTER_RETRIES)(_work)
+        failures: dict[str, str] = {}
+        try:
+            running = {remote.remote(grid, cell, out, threads): cell for cell in cells}
+            while running:
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                cell = running.pop(ready)
+                try:
+                    sentence = ray.get(ready)
+                except RayError as error:
+                    sentence = f"{DIED} ({type(error).__name__}, {CLUSTER_RETRIES} times)"
+                _conclude(
+                    cell,
+                    out,
+                    sentence if sentence is not None else "the worker was asked to stop; run the grid again",
+                    failures,
+                    told,
+                )
+        finally:
+            ray.shutdown()
     return failures
 
 
