@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -78,3 +79,24 @@ def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
             assert 0 <= low <= entry[column]["iou"] <= high <= 1
             assert 0 <= entry[column]["iou"] <= entry[column]["dice"] <= 1
         assert "clean" not in entry, "the grid names no clean list"
+
+
+def test_what_was_trained_is_brought_back_where_no_table_can_be_made(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "data")
+    values = content(one={"network": ONE})
+    values["datasets"]["disks"]["root"] = "../../data"
+    scores = tmp_path / "results/zoo/cells/disks-1-one-short-seed1/last.csv"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("case,iou\n")
+    (tmp_path / "results/zoo/grid.json").write_text(json.dumps(values))
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        if check:
+            raise subprocess.CalledProcessError(1, command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(subprocess.CalledProcessError):
+        zoo.run(tmp_path / "0.tar", tmp_path / "results/zoo/grid.json", minutes=9, workers=1, device="cpu")
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        assert tar.getnames() == [str(scores.relative_to(tmp_path))]

@@ -87,12 +87,12 @@ def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int
     try:
         code = subprocess.run([*command, "--workers", str(workers), "--minutes", str(minutes)], check=False).returncode
         subprocess.run([*command, "--only", "tables"], check=True)
+        results, package = grid.parents[1], grid.parents[2] / "src" / "cmunext" / "zoo"
+        files = [grid, *(results / name / "grid.json" for name in OTHERS)]
+        write_zoo(results / "zoo.json", [file for file in files if file.is_file()], sorted(package.glob("*.json")))
     finally:
         chosen.unlink()
-    results, package = grid.parents[1], grid.parents[2] / "src" / "cmunext" / "zoo"
-    files = [grid, *(results / name / "grid.json" for name in OTHERS)]
-    write_zoo(results / "zoo.json", [file for file in files if file.is_file()], sorted(package.glob("*.json")))
-    collect(out, grid)
+        collect(out, grid)  # tables can be made again at home; what was trained on a machine that goes back cannot
     return code
 
 
@@ -139,7 +139,7 @@ def collect(out: Path, grid: Path) -> None:
 
     store, top = Store(grid.parent), grid.parents[2]
     files = [path for part in ("cells", "tables", "figures") for path in (grid.parent / part).rglob("*") if path.is_file()]
-    files.append(grid.parents[1] / "zoo.json")
+    files += grid.parents[1].glob("zoo.json")
     with tarfile.open(out, "w") as tar:
         for path in files:
             tar.add(path, path.relative_to(top))
