@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunext.benchmark.scores import LEVEL, finite
 from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
 from cmunext.data.layout import quote
 from cmunext.data.table import read_table
 from cmunext.errors import InputError, UsageError
 
 LOWER_IS_BETTER = ("hd95", "ece")
-LEVEL = 0.95  # of the intervals
 SIGNIFICANT = 0.05  # adjusted p-values below are called a difference
 
 Scores = dict[str, float]  # case -> score, NaN where undefined
@@ -79,7 +79,7 @@ class Comparison:
         """The comparison as values that JSON can hold; undefined is None. Each pair carries its `sentence`."""
         pairs = [{**asdict(pair), "sentence": self.sentence(pair)} for pair in self.pairs]
         document = {**asdict(self), "level": LEVEL, "lower_is_better": self.metric in LOWER_IS_BETTER, "pairs": pairs}
-        return _finite(document)
+        return finite(document)
 
     def sentence(self, pair: Pair) -> str:
         """What a pair says, in words."""
@@ -220,11 +220,3 @@ def _labels(files: Sequence[Path]) -> list[str]:
     """The shortest names that tell the files apart: the stems, else with their folders."""
     stems = [file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [str(file) for file in files]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

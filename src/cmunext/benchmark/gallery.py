@@ -21,10 +21,8 @@ NAME_LENGTH = 22  # of a case's name under its image
 
 def gallery(grid: Grid, store: Store, dataset: Dataset, recipe: str) -> Any:
     """The figure, with the last epoch's IoU under each network's outline (that of the first list); None without weights or images."""
-    from cmunext.training.run import AVERAGE, LAST
-
     firsts = [cells[0] for label in grid.labels if (cells := cells_of(grid, dataset, recipe, label))]
-    weights = [(cell, store.run(cell) / (AVERAGE if cell.recipe.ema_decay else LAST)) for cell in firsts]
+    weights = [(cell, store.last_weights(cell)) for cell in firsts]
     weights = [(cell, path) for cell, path in weights if path.is_file()]
     ious = {cell.label: runs[0]["iou"] for cell, _ in weights if (runs := scores_of(store, [cell], "last"))}
     cases = examples(list(ious.values()))

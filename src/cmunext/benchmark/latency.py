@@ -27,6 +27,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.native import library
+from cmunext.metrics import count, scores
 from cmunext.phantom import simulate
 
 RUNS_IN = {  # backend -> precisions
@@ -267,10 +268,7 @@ def _agreement(
     preprocessing: Preprocessing,
     pixels: Sequence[NDArray[np.uint8]],
 ) -> tuple[float, float]:
-    ious = []
+    ious: list[float] = []
     for first, second, image in zip(expected, logits, pixels, strict=True):
-        masks = (preprocessing.to_mask(each, image.shape[:2]) for each in (first, second))
-        for a, b in zip(*masks, strict=True):
-            union = (a | b).sum()
-            ious.append(float((a & b).sum() / union) if union else 1.0)
+        ious += scores(count(*(preprocessing.to_mask(each, image.shape[:2]) for each in (first, second))))["iou"].tolist()
     return float(np.abs(expected - logits).max()), float(np.mean(ious))

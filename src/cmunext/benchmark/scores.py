@@ -173,6 +173,6 @@ def finite(value: Any) -> Any:
     """The value with NaN and infinity, which JSON lacks, as None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from cmunext.benchmark.cell import Store
+from cmunext.benchmark.compare import p_text
 from cmunext.benchmark.cost import DEFAULT_SIZE, PUBLISHED, count_parameters, paper_count
 from cmunext.benchmark.formats import comma_separated, latex, markdown, rounded
 from cmunext.benchmark.grid import Dataset, Grid
@@ -149,7 +150,7 @@ def _grid_of_text(dataset: Dataset, number: int, rows: Sequence[Row]) -> tuple[l
             cells.append(f"{100 * value.iou:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]" if value else "")
             if column in ("paper", "last"):
                 cells.append(f"{100 * value.f1:.2f}" if value else "")
-        cells.append("" if row.p_value is None else "< 0.0001" if row.p_value < 1e-4 else f"{row.p_value:.4f}")
+        cells.append("" if row.p_value is None else p_text(row.p_value))
         cells.append(rounded(row.u_score, 1))
         body.append(cells)
     return header, body

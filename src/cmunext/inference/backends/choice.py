@@ -23,6 +23,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import backend_module
 from cmunext.inference.native import library
 from cmunext.inference.processor import cores, processor
+from cmunext.metrics import count, scores
 from cmunext.storage import cache_folder, write_json
 
 # Smallest mean IoU between the masks in bfloat16 and in float32 with which `auto` takes bfloat16. What is meant is 0.995 on patients, but
@@ -136,7 +137,7 @@ def _agreement(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> floa
     """Mean IoU of mask pairs (two empty masks agree); None where too few of the first show anything, and not everything."""
     if sum(first.any() and not first.all() for first, _ in pairs) < SHOWING:
         return None
-    return float(np.mean([(a & b).sum() / (a | b).sum() if (a | b).any() else 1.0 for a, b in pairs]))
+    return float(np.mean([scores(count(a, b).pooled())["iou"] for a, b in pairs]))
 
 
 def _key(path: Path, threads: int | None) -> str:
