@@ -10,11 +10,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tests.grids import ONE, THREE, content, digests, write_grid
 
+from cmunext.benchmark import cell
 from cmunext.benchmark.cell import Store, check_agreement, run_cell
 from cmunext.benchmark.estimate import duration, plans
 from cmunext.benchmark.grid_file import read_grid
@@ -213,6 +215,21 @@ def test_a_dry_run_estimates_from_measured_steps(finished):
     # 2 epochs of 8 images in batches of 4, 2 s each; 4 images validated twice and scored twice at half a step's cost an image
     assert found["one"].seconds == pytest.approx(2 * (4 + 4 * 4 / 4 / 2), rel=1e-12)
     assert (found["one"].basis, found["three"].basis) == ("measured", "scaled")
+
+
+@pytest.mark.parametrize(("loss", "seconds", "steps"), [(0.5, 1.0, 6), (None, (4 * 1.0 + 8.0) / 4, 4)])
+def test_a_measured_step_is_what_the_device_took(tmp_path, monkeypatch, loss, seconds, steps):
+    """Two epochs of 4 steps, 1 s between two of them, and 8 s from the last to the epoch's end, which a device at work needs."""
+    now = [0.0]
+    monkeypatch.setattr(cell, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = cell._Clock(tmp_path, batch_size=4, threads=1)
+    for epoch in range(2):
+        for batch in range(4):
+            now[0] += 1.0
+            clock.step(epoch, batch + 1, 4, loss)
+        now[0] += 8.0
+        clock.keep()
+    assert json.loads((tmp_path / cell.STEP).read_text()) == {"seconds": seconds, "steps": steps, "threads": 1}
 
 
 def command(grid: Path, out: Path) -> list[str]:

@@ -247,20 +247,33 @@ def _trained(store: Store, cell: Cell) -> Path:
 
 
 class _Clock:
-    """Measures optimisation steps, so that a later estimate of time rests on what this machine did."""
+    """Measures optimisation steps, so that a later estimate of time rests on what this machine did.
+
+    A step lasts from the end of the one before it in its epoch. Where the loss is not known at its end (None) the device is still at work;
+    there an epoch is measured, from the end of the one before it, validation and saving included, and divided by its steps.
+    """
 
     def __init__(self, run: Path, batch_size: int, threads: int):
         self.run, self.batch_size, self.threads = run, batch_size, threads
         self.before: tuple[int, float] | None = None  # epoch of the step before, and when it ended
+        self.ended: float | None = None  # when the epoch before ended
+        self.unknown = 0  # steps of the running epoch whose loss was not known
         self.seconds: list[float] = []
 
     def step(self, epoch: int, done: int, batches: int, loss: float | None) -> None:
         now = time.perf_counter()
-        if self.before and self.before[0] == epoch:
+        if loss is None:
+            self.unknown += 1
+        elif self.before and self.before[0] == epoch:
             self.seconds.append(now - self.before[1])
         self.before = (epoch, now)
 
     def keep(self) -> None:
+        """Write what was measured; called at the end of each epoch."""
+        now = time.perf_counter()
+        if self.unknown and self.ended is not None:
+            self.seconds += [(now - self.ended) / self.unknown] * self.unknown
+        self.ended, self.unknown = now, 0
         if self.seconds:
             middle = statistics.median(self.seconds)
             write_json(self.run / STEP, {"seconds": middle, "steps": len(self.seconds), "threads": self.threads})
