@@ -99,9 +99,9 @@ def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int
 def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
     """results/zoo.json: an entry a finished cell of the grids, with its scores in the columns paper, last and clean; and one for each card
     of bundled weights that were scored on a validation list, in the column last."""
-    from cmunext.benchmark.cell import CONFIG, Store
     from cmunext.benchmark.grid_file import read_grid
     from cmunext.benchmark.results import value_of
+    from cmunext.benchmark.store import CONFIG, Store
     from cmunext.storage import write_json
 
     entries = []
@@ -133,8 +133,8 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
 
 def collect(out: Path, grid: Path) -> None:
     """Pack the results of a grid and the weights of its finished cells."""
-    from cmunext.benchmark.cell import Store
     from cmunext.benchmark.grid_file import read_grid
+    from cmunext.benchmark.store import Store
     from cmunext.weights import halved
 
     store, top = Store(grid.parent), grid.parents[2]

@@ -114,6 +114,9 @@ def test_files_must_hold_the_same_cases(tmp_path):
         compare_files([tmp_path / "large.csv", tmp_path / "small.csv"])
     with pytest.raises(InputError, match="no column 'dice'"):
         compare_files([files["a"], files["b"]], "dice")
+    (tmp_path / "percent.csv").write_text("case,iou\nx,50\ny,60\nz,70\n")
+    with pytest.raises(InputError, match=r"the iou of 'x' in .*percent\.csv is 50; it lies in 0\.\.1"):
+        compare_files([files["a"], tmp_path / "percent.csv"])
     with pytest.raises(InputError, match="no numbers"):
         compare_files([files["a"], _with_text(tmp_path)], "iou")
 

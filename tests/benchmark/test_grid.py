@@ -17,9 +17,11 @@ import pytest
 from tests.grids import ONE, THREE, content, digests, write_grid
 
 from cmunext.benchmark import cell
-from cmunext.benchmark.cell import Store, check_agreement, run_cell
+from cmunext.benchmark.agreement import check_agreement
+from cmunext.benchmark.cell import run_cell
 from cmunext.benchmark.estimate import duration, plans
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.benchmark.store import Store
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.tiny_network import write_network
+from tests.tiny_network import describe, write_network
 
 from cmunext.benchmark import latency
 from cmunext.benchmark.latency import Row, measure
@@ -17,14 +17,22 @@ from cmunext.benchmark.latency_plot import plot
 from cmunext.benchmark.latency_worker import peak_memory
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
+from cmunext.inference.backends.signature import PRECISION
 from cmunext.inference.native import library
+from cmunext.metadata import KEY
 
-KEYS = {"network", "backend", "precision", "threads", "median_ms", "p95_ms", "max_abs_diff"}
+COLUMNS = {"network", "backend", "precision", "threads", "median_ms", "p95_ms", "max_abs_diff"}
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_network(tmp_path_factory.mktemp("weights") / "tiny.onnx")
+
+
+def test_an_int8_file_is_said_to_be_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_network(tmp_path / "int8.onnx", properties={KEY: describe().to_json(), PRECISION: "int8"})
+    assert main(["latency", str(file), "--backends", "onnxruntime", "--count", "4"]) == 0
+    assert "Compared with onnxruntime in int8, logits by" in capsys.readouterr().out
 
 
 def test_the_rows_of_a_file(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,13 +47,13 @@ def test_the_rows_of_a_file(network: Path, tmp_path: Path, capsys: pytest.Captur
         ("openvino", "float32", 1),
     ]
     for row in rows:
-        assert row.keys() >= KEYS
+        assert row.keys() >= COLUMNS
         assert row["network"] == str(network)
         assert 0 < row["p5_ms"] <= row["median_ms"] <= row["p95_ms"] < row["start_up_ms"]
         assert row["images_per_second"] == pytest.approx(1000 / row["median_ms"])
         assert row["images"] == 8  # whole turns of four
         assert row["file_bytes"] == network.stat().st_size
-        assert row["reference"] == "onnxruntime"
+        assert row["reference"] == "onnxruntime in float32"
         assert 20e6 < row["peak_memory_bytes"] < 2e9
     assert rows[0]["max_abs_diff"] == 0
     assert 0 <= rows[1]["max_abs_diff"] < 1e-4

@@ -10,9 +10,9 @@ import pytest
 from tests.grids import ONE, THREE, content, write_grid
 
 from cmunext.benchmark import pool
-from cmunext.benchmark.cell import Store
 from cmunext.benchmark.grid import Cell, Grid
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.benchmark.store import Store
 from cmunext.errors import InputError
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmunext.benchmark.cell import Store
+from cmunext.benchmark.agreement import plan_of
 from cmunext.benchmark.gallery import examples
-from cmunext.benchmark.grid import Cell
+from cmunext.benchmark.grid import Cell, Grid
 from cmunext.benchmark.grid_file import read_grid
 from cmunext.benchmark.published import ABLATION, PUBLISHED_SCORES
 from cmunext.benchmark.results import cells_of, columns_of, frames_per_second, p_values, u_score, value_of
+from cmunext.benchmark.store import Store
 from cmunext.benchmark.tables import write_tables
 from cmunext.cli.main import main
 from cmunext.errors import InputError
@@ -28,12 +29,14 @@ def write_scores(path: Path, ious: dict[str, float]) -> None:
     path.write_text("case,iou,f1\n" + "".join(f"{case},{iou},{2 * iou / (1 + iou)}\n" for case, iou in ious.items()))
 
 
-def write_cell(store: Store, cell: Cell, best: dict[str, float], last: dict[str, float], history: tuple[float, ...]) -> None:
+def write_cell(
+    grid: Grid, store: Store, cell: Cell, best: dict[str, float], last: dict[str, float], history: tuple[float, ...]
+) -> None:
     write_scores(store.cell(cell) / "best.csv", best)
     write_scores(store.cell(cell) / "last.csv", last)
     rows = "".join(f"{epoch},{iou}\n" for epoch, iou in enumerate(history, start=1))
     (store.cell(cell) / "history.csv").write_text("epoch,val_iou\n" + rows)
-    (store.cell(cell) / "config.json").write_text("{}")
+    (store.cell(cell) / "config.json").write_text(json.dumps(plan_of(grid, cell)))
 
 
 @pytest.fixture
@@ -68,13 +71,15 @@ def folder(tmp_path: Path) -> Path:
     for cell in grid.cells:
         plus = 0.1 if cell.label == "cmunext" else 0.0
         if cell.lists.name == "1":
-            write_cell(store, cell, {"a": 0.8 + plus, "b": 0.6, "c": 0.7}, {"a": 0.7 + plus, "b": 0.5, "c": 0.6}, (0.1, 0.7, 0.6))
+            write_cell(
+                grid, store, cell, {"a": 0.8 + plus, "b": 0.6, "c": 0.7}, {"a": 0.7 + plus, "b": 0.5, "c": 0.6}, (0.1, 0.7, 0.6)
+            )
             write_scores(store.cell(cell) / "external-elsewhere.csv", {"x": 0.2, "y": 0.4})
         elif cell.lists.name == "2" and cell.label != "reduced-unet":
-            write_cell(store, cell, {"c": 0.9, "d": 0.7, "e": 0.8}, {"c": 0.8, "d": 0.6, "e": 0.7}, (0.3, 0.8, 0.7))
+            write_cell(grid, store, cell, {"c": 0.9, "d": 0.7, "e": 0.8}, {"c": 0.8, "d": 0.6, "e": 0.7}, (0.3, 0.8, 0.7))
             write_scores(store.cell(cell) / "external-elsewhere.csv", {"x": 0.3, "y": 0.5})
         elif cell.lists.name == "fold1":
-            write_cell(store, cell, {"a": 1.0}, {"a": 0.3, "b": 0.5}, (0.2, 0.4, 0.4))
+            write_cell(grid, store, cell, {"a": 1.0}, {"a": 0.3, "b": 0.5}, (0.2, 0.4, 0.4))
     return tmp_path
 
 

@@ -10,8 +10,10 @@ import pytest
 import typer
 from tests.grids import ONE, THREE, content, digests, write_grid
 
-from cmunext.benchmark.cell import CONFIG, Store, check_agreement, run_cell
+from cmunext.benchmark.agreement import check_agreement
+from cmunext.benchmark.cell import run_cell
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.benchmark.store import CONFIG, Store
 from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError

@@ -1,101 +1,19 @@
-"""One cell of a grid: train what is not trained, score what is not scored, and keep what is small enough for a repository.
+"""One cell of a grid: train what is not trained, score what is not scored, and keep what is small enough for a repository."""
 
-    OUT/runs/CELL/    the training's folder: checkpoint, weights, log (large; a .gitignore keeps it out of repositories)
-    OUT/cells/CELL/   config.json, history.csv, best.csv, last.csv, external-NAME.csv: all that tables are made of
-
-Every file is written whole or not at all, and `config.json` last, so what is there tells what is missing.
-"""
-
-import hashlib
 import json
 import logging
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from cmunext.benchmark.agreement import check_run, plan_of
 from cmunext.benchmark.grid import Cell, Grid
-from cmunext.data.layout import list_entries, resolve
-from cmunext.errors import InputError, UsageError
+from cmunext.benchmark.store import CONFIG, FAILED, HISTORY, STEP, Store
+from cmunext.errors import InputError
 from cmunext.storage import write_bytes, write_json, write_text
-
-CONFIG, HISTORY, FAILED, STEP = "config.json", "history.csv", "failed.json", "step.json"
-
-
-@dataclass(frozen=True)
-class Store:
-    """The output folder of a grid."""
-
-    root: Path
-
-    def cell(self, cell: Cell) -> Path:
-        """The folder of a cell's small text files."""
-        return self.root / "cells" / cell.identifier
-
-    def run(self, cell: Cell) -> Path:
-        """The folder of a cell's training."""
-        return self.root / "runs" / cell.identifier
-
-    def last_weights(self, cell: Cell) -> Path:
-        """The weights of a cell's last epoch: the average where its recipe keeps one."""
-        from cmunext.training.run import AVERAGE, LAST
-
-        return self.run(cell) / (AVERAGE if cell.recipe.ema_decay else LAST)
-
-    def scores(self, cell: Cell) -> dict[str, Path]:
-        """Every score table of a cell: "best", "last", and "external-NAME" for official lists."""
-        names = ["best", "last"]
-        if cell.lists.kind == "official":
-            names += [f"external-{external.name}" for external in cell.dataset.external]
-        return {name: self.cell(cell) / f"{name}.csv" for name in names}
-
-    def missing(self, cell: Cell) -> list[Path]:
-        """The files that the cell still lacks, none when it is done."""
-        wanted = [*self.scores(cell).values(), self.cell(cell) / HISTORY, self.cell(cell) / CONFIG]
-        return [path for path in wanted if not path.is_file()]
-
-
-def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
-    """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
-    files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
-    if isinstance(cell.start, Path):
-        files["start_sha256"] = cell.start
-    return {
-        "cell": cell.identifier,
-        "network": cell.network,
-        "arguments": cell.arguments,
-        "dataset": cell.dataset.name,
-        "list": cell.lists.name,
-        "at": grid.at,
-        "surface": grid.surface,
-        "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
-        **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
-        **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
-        **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()},
-    }
-
-
-def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
-    """Raise UsageError when the cell was finished by another plan than the grid's, so that nothing unequal is put side by side."""
-    path = store.cell(cell) / CONFIG
-    if not path.is_file():
-        return
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
-    absent = ("teachers", "start") if isinstance(cell.start, Path) else ("teachers", "start", "start_sha256")  # unless planned
-    for key, value in (dict.fromkeys(absent) | plan_of(grid, cell)).items():
-        if kept.get(key) != value:
-            changed = next((one for one in value if kept[key].get(one) != value[one]), "") if isinstance(value, dict) else ""
-            what = f"{key} {changed}".strip()
-            raise UsageError(
-                f"{path} was made with another {what} than the grid now has; delete its folder, or give another --out"
-            )
 
 
 def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
@@ -112,7 +30,7 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     folder, run, last = store.cell(cell), store.run(cell), store.last_weights(cell)
     if not store.missing(cell):
         return True
-    _check_run(cell, store)
+    check_run(cell, store)
     if not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
         if not _train(grid, cell, store, threads):
             return False
@@ -147,37 +65,6 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
 def record_failure(cell: Cell, out: Path, sentence: str) -> None:
     """Write why a cell failed; the record goes when the cell is done."""
     write_json(Store(out).cell(cell) / FAILED, {"cell": cell.identifier, "error": sentence})
-
-
-def _check_run(cell: Cell, store: Store) -> None:
-    """Raise InputError when the cell's run is a training by another plan: its weights must not be scored as the cell's."""
-    run = store.run(cell)
-    path = run / "recipe.json"
-    if not path.is_file():
-        return
-    saved = json.loads(path.read_text("utf-8"))
-    recipe = json.loads(json.dumps(cell.recipe.to_dict()))
-    if recipe["precision"] == "auto":
-        recipe["precision"] = saved["recipe"].get("precision")
-    lists = (("train", cell.lists.train), ("validation", cell.lists.validation))
-    taught, begun = saved.get("distillation", {}).get("teachers", []), [saved["start"]] if "start" in saved else []
-    agrees = {
-        "network": saved["network"] == cell.network,
-        "network argument": cell.arguments.items() <= saved["arguments"].items(),
-        "recipe": saved["recipe"] == recipe,
-        **{f"{name} list": resolve(list_entries(file), saved[name]) == saved[name] for name, file in lists},
-        "set of teachers": _are_those(taught, cell.teachers, store),
-        "start": _are_those(begun, [cell.start] if cell.start else [], store),
-    }
-    if differing := [name for name, same in agrees.items() if not same]:
-        raise InputError(f"{run} holds a training with another {differing[0]}; delete it, or give another --out")
-
-
-def _are_those(told: Sequence[Mapping[str, str]], planned: Iterable[Path | Cell], store: Store) -> bool:
-    """Whether the weights that a run's recipe.json tells of, in any order, are the planned ones; a file that is not here may be any."""
-    files = [store.last_weights(one) if isinstance(one, Cell) else one for one in planned]
-    here = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
-    return len(told) == len(files) and here <= {one["sha256"] for one in told}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
 from cmunext.data.layout import quote
 from cmunext.data.table import read_table
 from cmunext.errors import InputError, UsageError
+from cmunext.metrics import SCORES
 
 LOWER_IS_BETTER = ("hd95", "ece")
 SIGNIFICANT = 0.05  # adjusted p-values below are called a difference
@@ -170,9 +171,15 @@ def _column(path: str | os.PathLike[str], rows: Mapping[str, Mapping[str, str]],
     if metric not in columns:
         raise InputError(f"the score table {path} has no column {metric!r}; it has {', '.join(columns)}")
     try:
-        return {case: float(row[metric] or "nan") for case, row in rows.items()}
+        scores = {case: float(row[metric] or "nan") for case, row in rows.items()}
     except ValueError as error:
         raise InputError(f"the column {metric!r} of {path} holds no numbers ({error}); choose a score such as iou") from error
+    for case, score in scores.items():
+        if metric in SCORES and (score < 0 or score > 1):
+            raise InputError(
+                f"the {metric} of {case!r} in {path} is {score:g}; it lies in 0..1, and a percentage must be divided by 100"
+            )
+    return scores
 
 
 def _require_same_sizes(rows_of: Mapping[Path, Mapping[str, Mapping[str, str]]]) -> None:

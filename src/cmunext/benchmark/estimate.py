@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from cmunext.benchmark.cell import STEP, Store
 from cmunext.benchmark.grid import Cell, Grid
+from cmunext.benchmark.store import STEP, Store
 from cmunext.data.layout import list_entries
 from cmunext.errors import InputError
 

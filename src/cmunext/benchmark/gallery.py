@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cmunext.benchmark.cell import Store, grid_networks_trusted
+from cmunext.benchmark.cell import grid_networks_trusted
 from cmunext.benchmark.grid import Dataset, Grid
 from cmunext.benchmark.panels import legend, panels
 from cmunext.benchmark.results import cells_of, scores_of
+from cmunext.benchmark.store import Store
 from cmunext.data.layout import Layout
 from cmunext.inference.segmenter import Segmenter
 

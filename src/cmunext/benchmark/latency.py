@@ -55,7 +55,8 @@ class Row:
     start_up_ms : from the start of the process to its first result: Python, imports, opening, first image.
     peak_memory_bytes : of the whole process; None where the system does not tell.
     file_bytes : the file that this backend opens.
-    reference : what the last two are against: "torch", or where the weights are .onnx only "onnxruntime", in float32.
+    reference : what the last two are against: "torch in float32", or where the weights are .onnx only "onnxruntime in float32"; "onnxruntime in
+        int8" where that file is: then it is itself, and what `export` measured stands in the file.
     max_abs_diff : largest difference of logits.
     mask_iou : mean IoU between the two masks of an image, at the image's size; two empty masks have 1.
     images : timed images.
@@ -196,6 +197,7 @@ def _start(
             if "error" in first:
                 raise InputError(first["error"])
             _answer(started, network.name)
+        reference = f"{reference} in {first['precision']}"
         expected = np.load(logits)
         for backend, precision, threads in plan:
             if backend not in network.files:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cmunext.benchmark.cell import Store
 from cmunext.benchmark.formats import comma_separated, latex, markdown, rounded
 from cmunext.benchmark.grid import Dataset, Grid
 from cmunext.benchmark.results import cells_of, files_of
 from cmunext.benchmark.scores import MISS
+from cmunext.benchmark.store import Store
 from cmunext.benchmark.strata import SIZES, sizes_of
 from cmunext.data.table import read_table
 from cmunext.errors import InputError

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cmunext.benchmark.cell import Store
 from cmunext.benchmark.gallery import gallery
 from cmunext.benchmark.grid import Dataset, Grid
 from cmunext.benchmark.results import cells_of, histories_of
+from cmunext.benchmark.store import Store
 from cmunext.benchmark.tables import rows_of
 from cmunext.errors import InputError
 from cmunext.image.overlay import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION

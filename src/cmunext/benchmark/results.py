@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cmunext.benchmark.cell import HISTORY, Store
 from cmunext.benchmark.compare import read_scores
 from cmunext.benchmark.grid import Cell, Dataset, Grid
 from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
+from cmunext.benchmark.store import HISTORY, Store
 from cmunext.data.duplicates import linked
 from cmunext.data.layout import list_entries, resolve
 from cmunext.data.table import PATIENT_COLUMN, read_table

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from cmunext.benchmark.cell import Store
 from cmunext.benchmark.compare import p_text
 from cmunext.benchmark.cost import DEFAULT_SIZE, PUBLISHED, count_parameters, paper_count
 from cmunext.benchmark.formats import comma_separated, latex, markdown, rounded
@@ -14,6 +13,7 @@ from cmunext.benchmark.grid import Dataset, Grid
 from cmunext.benchmark.metrics_table import metrics_texts
 from cmunext.benchmark.published import ABLATION, PUBLISHED_SCORES
 from cmunext.benchmark.results import Value, cells_of, columns_of, frames_per_second, p_values, u_score, value_of
+from cmunext.benchmark.store import Store
 from cmunext.networks import create, names
 from cmunext.storage import write_text
 

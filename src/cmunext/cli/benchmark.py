@@ -48,8 +48,9 @@ def benchmark(
     Kill it anywhere and start it again: only what is missing is done. A cell that fails is recorded and stops no other; the exit
     code is then 1. Where files are missing a table's cell stays empty.
     """
-    from cmunext.benchmark.cell import Store, check_agreement
+    from cmunext.benchmark.agreement import check_agreement
     from cmunext.benchmark.grid_file import read_grid
+    from cmunext.benchmark.store import Store
     from cmunext.errors import UsageError
 
     if only not in ("", "tables", "figures"):
@@ -84,8 +85,8 @@ def benchmark(
 
 
 def _run(grid: "Grid", out: Path, workers: int, cluster: str) -> dict[str, str]:
-    from cmunext.benchmark.cell import Store
     from cmunext.benchmark.pool import run_here, run_on_cluster
+    from cmunext.benchmark.store import Store
 
     store = Store(out)
     missing = [cell for cell in grid.cells if store.missing(cell)]
@@ -144,8 +145,8 @@ def _time_limit(minutes: float | None) -> "Iterator[None]":
 def _print_plan(grid: "Grid", out: Path, workers: int) -> None:
     import math
 
-    from cmunext.benchmark.cell import Store
     from cmunext.benchmark.estimate import duration, plans
+    from cmunext.benchmark.store import Store
 
     found = plans(grid, Store(out))
     width = max((len(plan.cell.identifier) for plan in found), default=0)

@@ -113,4 +113,4 @@ def _print_table(rows: "list[Row]") -> None:
         )
     table_console(150).print(table)
     references = sorted({row.reference for row in rows})
-    print(f"ms: median over the images. Compared with {' or '.join(references)} in float32, logits by the largest difference.")
+    print(f"ms: median over the images. Compared with {' or '.join(references)}, logits by the largest difference.")

@@ -1,0 +1,82 @@
+"""Whether what lies in a grid's folder was made by the plan that the grid has now, so that nothing unequal is put side by side."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmunext.benchmark.grid import Cell, Grid
+from cmunext.benchmark.store import CONFIG, Store
+from cmunext.data.layout import list_entries, resolve
+from cmunext.errors import InputError, UsageError
+
+
+def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
+    """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
+    files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
+    if isinstance(cell.start, Path):
+        files["start_sha256"] = cell.start
+    return {
+        "cell": cell.identifier,
+        "network": cell.network,
+        "arguments": cell.arguments,
+        "dataset": cell.dataset.name,
+        "list": cell.lists.name,
+        "at": grid.at,
+        "surface": grid.surface,
+        "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
+        **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
+        **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
+        **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()},
+    }
+
+
+def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
+    """Raise UsageError when the cell was finished by another plan than the grid's, so that nothing unequal is put side by side."""
+    path = store.cell(cell) / CONFIG
+    if not path.is_file():
+        return
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
+    absent = ("teachers", "start") if isinstance(cell.start, Path) else ("teachers", "start", "start_sha256")  # unless planned
+    for key, value in (dict.fromkeys(absent) | plan_of(grid, cell)).items():
+        if kept.get(key) != value:
+            changed = next((one for one in value if kept[key].get(one) != value[one]), "") if isinstance(value, dict) else ""
+            what = f"{key} {changed}".strip()
+            raise UsageError(
+                f"{path} was made with another {what} than the grid now has; delete its folder, or give another --out"
+            )
+
+
+def check_run(cell: Cell, store: Store) -> None:
+    """Raise InputError when the cell's run is a training by another plan: its weights must not be scored as the cell's."""
+    run = store.run(cell)
+    path = run / "recipe.json"
+    if not path.is_file():
+        return
+    saved = json.loads(path.read_text("utf-8"))
+    recipe = json.loads(json.dumps(cell.recipe.to_dict()))
+    if recipe["precision"] == "auto":
+        recipe["precision"] = saved["recipe"].get("precision")
+    lists = (("train", cell.lists.train), ("validation", cell.lists.validation))
+    taught, begun = saved.get("distillation", {}).get("teachers", []), [saved["start"]] if "start" in saved else []
+    agrees = {
+        "network": saved["network"] == cell.network,
+        "network argument": cell.arguments.items() <= saved["arguments"].items(),
+        "recipe": saved["recipe"] == recipe,
+        **{f"{name} list": resolve(list_entries(file), saved[name]) == saved[name] for name, file in lists},
+        "set of teachers": _are_those(taught, cell.teachers, store),
+        "start": _are_those(begun, [cell.start] if cell.start else [], store),
+    }
+    if differing := [name for name, same in agrees.items() if not same]:
+        raise InputError(f"{run} holds a training with another {differing[0]}; delete it, or give another --out")
+
+
+def _are_those(told: Sequence[Mapping[str, str]], planned: Iterable[Path | Cell], store: Store) -> bool:
+    """Whether the weights that a run's recipe.json tells of, in any order, are the planned ones; a file that is not here may be any."""
+    files = [store.last_weights(one) if isinstance(one, Cell) else one for one in planned]
+    here = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return len(told) == len(files) and here <= {one["sha256"] for one in told}
