@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmunext.training.recipe import Recipe
-from cmunext.training.run import Reporter, Task, train
+from cmunext.training.run import Reporter, train
+from cmunext.training.task import Task
 
 
 def train_here(

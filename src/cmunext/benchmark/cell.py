@@ -85,7 +85,8 @@ def grid_networks_trusted(grid: Grid) -> Iterator[None]:
 
 
 def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
-    from cmunext.training.run import Reporter, Task, train
+    from cmunext.training.run import Reporter, train
+    from cmunext.training.task import Task
 
     run, teachers = store.run(cell), tuple(_trained(store, teacher) for teacher in cell.teachers)
     start = _trained(store, cell.start) if isinstance(cell.start, Cell) else cell.start

@@ -55,8 +55,9 @@ def train(
     from cmunext.errors import UsageError
     from cmunext.inference.named_weights import weights_path
     from cmunext.training import recipe as recipes
-    from cmunext.training.run import Reporter, Task
+    from cmunext.training.run import Reporter
     from cmunext.training.run import train as run_training
+    from cmunext.training.task import Task
 
     chosen = recipes.with_settings(recipes.named(recipe), set_ or [])
     try:

@@ -1,13 +1,10 @@
 """One training from names and paths to a run's folder: `recipe.json`, `history.csv`, `last.ckpt` and the weights."""
 
 import hashlib
-import inspect
 import json
-import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +16,6 @@ from cmunext import networks, weights
 from cmunext.data.dataset import Cases, load_cases
 from cmunext.data.layout import Layout
 from cmunext.errors import InputError, UsageError
-from cmunext.image.preprocess import Preprocessing
 from cmunext.metadata import LEARNT_FROM, Metadata
 from cmunext.storage import write_json
 from cmunext.training import distill, host, lineage
@@ -27,45 +23,12 @@ from cmunext.training.board import Board
 from cmunext.training.checkpoint import Progress
 from cmunext.training.lineage import Ancestor
 from cmunext.training.loop import Hooks, fit
-from cmunext.training.recipe import Recipe, from_dict
+from cmunext.training.recipe import Recipe
 from cmunext.training.stop import stop_requests
+from cmunext.training.task import RECIPE_FILE, Task, network_arguments, require_fitting_size, resolved_recipe, saved_run
 
-RECIPE_FILE = "recipe.json"
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which of a training's processes this is
 BEST, LAST, AVERAGE = "best.safetensors", "last.safetensors", "ema.safetensors"
 INTENDED_USE = "Research. Not a medical device, and not validated for any clinical decision."
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained on what, and where it goes.
-
-    Attributes
-    ----------
-    dataset : folder of the dataset. train_list, validation_list : text files of case names, by path or in the dataset folder.
-    network : name in the registry (or "module:callable"); arguments : what it takes besides channels and classes.
-    out : the run's folder. resume : go on with the run that is there.
-    device : "auto", "cpu" or "cuda"; devices : how many processes (CPU) or GPUs share the batches; threads : of the CPU, 0 for
-        PyTorch's own choice (a resumed run takes those that it began with).
-    licence : terms of the data, written into the weights.
-    teachers : weights files whose mean probability is learnt from too (see `distill` and the recipe's `distill_weight`).
-    start : weights file of the same network to start from instead of random weights (fine-tuning); its input may be of another size.
-    """
-
-    dataset: Path
-    train_list: Path
-    validation_list: Path
-    network: str
-    recipe: Recipe
-    out: Path
-    arguments: dict[str, Any]
-    resume: bool = False
-    device: str = "auto"
-    devices: int = 1
-    threads: int = 0
-    licence: str = ""
-    teachers: tuple[Path, ...] = ()
-    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +57,11 @@ def train(task: Task, reporter: Reporter) -> Progress:
     train_names, validation_names = layout.read_list(task.train_list), layout.read_list(task.validation_list)
     if both := sorted(set(train_names) & set(validation_names)):
         reporter.say(f"warning: {len(both)} cases stand in both lists, {both[0]!r} among them: validation scores mean little")
-    saved = _saved(task)
-    recipe = _resolved(task, layout.classes, saved)
-    arguments = _arguments(task, recipe, layout.classes)
+    saved = saved_run(task)
+    recipe = resolved_recipe(task, layout.classes, saved)
+    arguments = network_arguments(task, recipe, layout.classes)
     structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # the weights hold that file
-    _require_fitting_size(task.network, structure, recipe.preprocessing)
+    require_fitting_size(task.network, structure, recipe.preprocessing)
     if threads := _threads(task, saved, reporter):
         torch.set_num_threads(threads)
     host.keep_freed_memory()
@@ -185,26 +148,6 @@ def train(task: Task, reporter: Reporter) -> Progress:
     return progress
 
 
-def _saved(task: Task) -> dict[str, Any] | None:
-    """What the folder says of the run that is there, None when there is none. Raises UsageError when it may not be touched."""
-    path = task.out / RECIPE_FILE
-    if not path.is_file():
-        if task.out.exists() and (not task.out.is_dir() or any(task.out.iterdir())) and not task.resume:
-            raise UsageError(f"{task.out} exists and is no run; give another --out")
-        return None
-    if not task.resume and not any(
-        os.environ.get(name, "0") != "0" for name in RANKS
-    ):  # further processes find what the first wrote
-        raise UsageError(f"{task.out} already holds a run; add --resume to go on with it, or give another --out")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); give another --out") from error
-    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-        raise InputError(f"{path} is damaged (it names no recipe); give another --out")
-    return content
-
-
 def _threads(task: Task, saved: dict[str, Any] | None, reporter: Reporter) -> int:
     """Threads of the CPU; 0 leaves them alone. A run goes on with those that it began with, for others sum in another order."""
     begun = (saved or {}).get("threads", 0)
@@ -213,64 +156,6 @@ def _threads(task: Task, saved: dict[str, Any] | None, reporter: Reporter) -> in
             f"warning: threads is {task.threads}, and the run was begun with {begun}; it goes on with {begun}, to the same bits"
         )
     return begun or task.threads
-
-
-def _resolved(task: Task, classes: int, saved: dict[str, Any] | None) -> Recipe:
-    """The recipe with nothing left to choose: precision, and softmax where the loss has one."""
-    recipe = task.recipe
-    if recipe.precision == "auto":
-        recipe = replace(recipe, precision=_precision(task, saved))
-    if recipe.loss == "boundary-dou" and classes > 1:
-        recipe = replace(recipe, preprocessing=replace(recipe.preprocessing, activation="softmax"))
-    elif recipe.preprocessing.activation == "softmax":
-        raise UsageError(
-            "recipe preprocessing.activation is softmax, which only loss=boundary-dou with two or more classes trains"
-        )
-    if saved and json.loads(json.dumps(recipe.to_dict())) != saved.get("recipe"):
-        differing = _first_difference(saved.get("recipe", {}), json.loads(json.dumps(recipe.to_dict())))
-        raise UsageError(f"{task.out} was begun with another recipe ({differing}); go on with the same, or give another --out")
-    return recipe
-
-
-def _precision(task: Task, saved: dict[str, Any] | None) -> str:
-    if saved:
-        return from_dict(saved["recipe"]).precision
-    if task.device == "cpu" or not torch.cuda.is_available():
-        return "bf16-mixed" if host.has_bfloat16() else "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-
-
-def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-                return _first_difference(old[key], new[key], f"{prefix}{key}.")
-            return f"{prefix}{key} was {old.get(key)!r} and is {new.get(key)!r}"
-    return "an unknown difference"
-
-
-def _arguments(task: Task, recipe: Recipe, classes: int) -> dict[str, Any]:
-    """What the network is built with: channels and classes from recipe and data, `image_size` for those that take one."""
-    given_by_data = {"in_channels": recipe.preprocessing.in_channels, "num_classes": classes}
-    for name, value in given_by_data.items():
-        if task.arguments.get(name, value) != value:
-            raise UsageError(
-                f"the network argument {name} is {task.arguments[name]!r}, and recipe and masks make it {value}; leave it out"
-            )
-    arguments = {**given_by_data, **task.arguments}
-    if "image_size" in inspect.signature(networks.builder(task.network)).parameters:
-        arguments.setdefault("image_size", recipe.preprocessing.height)
-    return arguments
-
-
-def _require_fitting_size(network: str, arguments: dict[str, Any], preprocessing: Preprocessing) -> None:
-    """Raise UsageError when the network cannot take the recipe's size; found out without computing anything."""
-    shape = (1, preprocessing.in_channels, preprocessing.height, preprocessing.width)
-    try:
-        with torch.device("meta"), torch.no_grad():
-            networks.create(network, **arguments).eval()(torch.empty(shape))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _fabric(task: Task, recipe: Recipe) -> Fabric:
