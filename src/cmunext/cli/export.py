@@ -30,7 +30,8 @@ def export(
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(
-            metavar="HEIGHT WIDTH", help="Height and width: take one image of this size only; without it the network's sizes and any batch."
+            metavar="HEIGHT WIDTH",
+            help="Height and width: take one image of this size only; without it the network's sizes and any batch.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")] = False,
