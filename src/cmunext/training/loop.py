@@ -31,7 +31,7 @@ from cmunext.training.schedule import learning_rate
 from cmunext.training.step import EagerStep, Loss, RecordedStep, average_of, lay_out, load_optimizer, optimizer_of
 
 SECONDS_BETWEEN_SAVES = (
-    10  # at least, where data lie on the device and an epoch takes less; but the best weights' epoch is saved at once
+    10  # at least, where data lie on the device and an epoch takes less; an epoch of best weights is saved at once
 )
 
 
@@ -145,9 +145,10 @@ def fit(
         row |= scores or dict.fromkeys(("val_loss", "val_iou", "val_dice"))
         progress.history.append(row)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
-        improved = scores is not None and scores["val_iou"] > progress.best_iou
-        if scores and improved:
-            progress.best_iou, progress.best_epoch = scores["val_iou"], progress.epoch
+        iou = scores["val_iou"] if scores else -math.inf
+        improved = iou > progress.best_iou
+        if improved:
+            progress.best_iou, progress.best_epoch = iou, progress.epoch
             if fabric.is_global_zero:
                 hooks.keep_best(measured, row)
         hooks.epoch(row)
