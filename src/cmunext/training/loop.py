@@ -30,9 +30,7 @@ from cmunext.training.recipe import Recipe
 from cmunext.training.schedule import learning_rate
 from cmunext.training.step import EagerStep, Loss, RecordedStep, average_of, lay_out, load_optimizer, optimizer_of
 
-SECONDS_BETWEEN_SAVES = (
-    10  # at least, where data lie on the device and an epoch takes less; an epoch of best weights is saved at once
-)
+SECONDS_BETWEEN_SAVES = 10  # at least, where data lie on the device; an epoch of best weights is saved at once
 
 
 @dataclass(frozen=True)
