@@ -2,6 +2,7 @@
 And where what can be made again is kept.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -41,6 +42,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, hexadecimal. Raises OSError."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -1,8 +1,7 @@
 """Whether what lies in a grid's folder was made by the plan that the grid has now, so that nothing unequal is put side by side."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from cmunext.benchmark.grid import Cell, Grid
 from cmunext.benchmark.store import CONFIG, Store
 from cmunext.data.layout import list_entries, resolve
 from cmunext.errors import InputError, UsageError
+from cmunext.storage import file_sha256
 
 
 def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
         **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
         **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
-        **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()},
+        **{name: file_sha256(path) for name, path in files.items() if path.is_file()},
     }
 
 
@@ -53,6 +53,8 @@ def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
 
 def check_run(cell: Cell, store: Store) -> None:
     """Raise InputError when the cell's run is a training by another plan: its weights must not be scored as the cell's."""
+    from cmunext.training.lineage import digests
+
     run = store.run(cell)
     path = run / "recipe.json"
     if not path.is_file():
@@ -61,22 +63,21 @@ def check_run(cell: Cell, store: Store) -> None:
     recipe = json.loads(json.dumps(cell.recipe.to_dict()))
     if recipe["precision"] == "auto":
         recipe["precision"] = saved["recipe"].get("precision")
+    before = digests(saved)
     lists = (("train", cell.lists.train), ("validation", cell.lists.validation))
-    taught, begun = saved.get("distillation", {}).get("teachers", []), [saved["start"]] if "start" in saved else []
     agrees = {
         "network": saved["network"] == cell.network,
         "network argument": cell.arguments.items() <= saved["arguments"].items(),
         "recipe": saved["recipe"] == recipe,
         **{f"{name} list": resolve(list_entries(file), saved[name]) == saved[name] for name, file in lists},
-        "set of teachers": _are_those(taught, cell.teachers, store),
-        "start": _are_those(begun, [cell.start] if cell.start else [], store),
+        "set of teachers": _are_those(before["teachers"], cell.teachers, store),
+        "start": _are_those(before["start"], [cell.start] if cell.start else [], store),
     }
     if differing := [name for name, same in agrees.items() if not same]:
         raise InputError(f"{run} holds a training with another {differing[0]}; delete it, or give another --out")
 
 
-def _are_those(told: Sequence[Mapping[str, str]], planned: Iterable[Path | Cell], store: Store) -> bool:
-    """Whether the weights that a run's recipe.json tells of, in any order, are the planned ones; a file that is not here may be any."""
+def _are_those(before: Sequence[str], planned: Iterable[Path | Cell], store: Store) -> bool:
+    """Whether the weights that a run learnt from, by SHA-256 in any order, are the planned ones; a file that is not here may be any."""
     files = [store.last_weights(one) if isinstance(one, Cell) else one for one in planned]
-    here = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
-    return len(told) == len(files) and here <= {one["sha256"] for one in told}
+    return len(before) == len(files) and {file_sha256(file) for file in files if file.is_file()} <= set(before)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
-from cmunext.data.dataset import original_of, resize_mask
+from cmunext.data.dataset import original_of, read_case, resize_mask
 from cmunext.data.layout import Layout
 from cmunext.data.table import PATIENT_COLUMN, class_of, dataset_table
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import read_image, read_mask
 from cmunext.inference.segmenter import BACKGROUND, Segmenter
 from cmunext.metadata import image_digest
 from cmunext.metrics import Counts, count
@@ -94,20 +93,6 @@ def evaluate(
 def measured_classes(classes: Sequence[str]) -> list[int]:
     """Which of the classes are measured: all but a background beside others."""
     return [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
-
-
-def read_case(layout: Layout, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image (uint8 H x W or H x W x 3, RGB) and masks (bool K x H x W) of a case. Raises InputError, OSError."""
-    image = read_image(layout.image(name))
-    files = layout.masks(name)
-    masks = [read_mask(file) for file in files]
-    for file, mask in zip(files, masks, strict=True):
-        if mask.shape != image.shape[:2]:
-            raise InputError(
-                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {image.shape[0]} x {image.shape[1]}; "
-                "`cmunext prepare` brings them to one size"
-            )
-    return image, np.stack(masks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,32 +118,28 @@ def _cells(
         for dataset in datasets:
             for label in networks if entry.networks is None else entry.networks:
                 for pair in dataset.lists:
-                    taught_by = entry.teachers and (dataset.name, pair.name, *entry.teachers)
-                    teachers = tuple(
-                        one for one in cells if (one.dataset.name, one.lists.name, one.recipe.name, one.label) == taught_by
-                    )
-                    if taught_by and not teachers:
-                        raise UsageError(
-                            f"teachers of recipes.{name} in {path} are {taught_by[3]} by recipe {taught_by[2]!r}, which no recipe "
-                            "before it trains; put that recipe first"
-                        )
                     for seed in seeds:
                         made = _cell(dataset, pair, label, *networks[label], recipe=entry.recipe, name=name, seed=seed)
-                        start = _begun(path, entry.start, made, cells) if isinstance(entry.start, str) else entry.start
-                        cells.append(replace(made, teachers=teachers, start=start))
+                        teachers = _earlier(cells, made, *entry.teachers, what="teachers", path=path) if entry.teachers else []
+                        start: Path | Cell | None
+                        if isinstance(entry.start, str):
+                            begun = _earlier(cells, made, entry.start, label, what="start", path=path)
+                            start = next(one for one in begun if one.recipe.seed == seed)
+                        else:
+                            start = entry.start
+                        cells.append(replace(made, teachers=tuple(teachers), start=start))
     return tuple(cells)
 
 
-def _begun(path: Path, recipe: str, made: Cell, cells: list[Cell]) -> Cell:
-    """The cell that trained the same network on the same lists with the same seed by that recipe."""
-    same = (made.dataset.name, made.lists.name, recipe, made.label, made.recipe.seed)
-    for one in cells:
-        if (one.dataset.name, one.lists.name, one.recipe.name, one.label, one.recipe.seed) == same:
-            return one
-    raise UsageError(
-        f"the start of recipes.{made.recipe.name} in {path} is {made.label} by recipe {recipe!r}, which no recipe before it "
-        "trains; put that recipe first"
-    )
+def _earlier(cells: list[Cell], made: Cell, recipe: str, label: str, *, what: str, path: Path) -> list[Cell]:
+    """The cells of every seed that train the network `label` by that recipe on the lists of `made`. Raises UsageError without any."""
+    same = (made.dataset.name, made.lists.name, recipe, label)
+    found = [one for one in cells if (one.dataset.name, one.lists.name, one.recipe.name, one.label) == same]
+    if not found:
+        raise UsageError(
+            f"the {what} of recipes.{made.recipe.name} in {path}: no recipe before it trains {label} by recipe {recipe!r}; put that recipe first"
+        )
+    return found
 
 
 def _cell(

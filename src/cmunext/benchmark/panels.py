@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.evaluate import measured_classes, read_case
+from cmunext.benchmark.evaluate import measured_classes
+from cmunext.data.dataset import read_case
 from cmunext.data.layout import Layout
 from cmunext.image.overlay import COLOURS, ORANGE, SKY, Colour
 from cmunext.image.sheet import outlined

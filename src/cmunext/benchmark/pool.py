@@ -37,9 +37,9 @@ def run_here(grid: Grid, cells: Sequence[Cell], out: Path, workers: int, told: T
     failures: dict[str, str] = {}
     with _only_one(out):
         sweep(out)
-        slots = [_Slot() for _ in range(workers)]
-        free = list(slots)
         stop = threading.Event()
+        slots = [_Slot(stop) for _ in range(workers)]
+        free = list(slots)
 
         def one(cell: Cell) -> None:
             if stop.is_set():
@@ -141,19 +141,19 @@ def _conclude(cell: Cell, out: Path, sentence: str, failures: dict[str, str], to
 
 
 class _Slot:
-    """A place for one worker process, which is started when it is first needed and again when it has died."""
+    """A place for one worker process, which is started when it is first needed and again when it has died; no cell begins after `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
         self.executor: ProcessPoolExecutor | None = None
         self.process: int | None = None
-        self.stopping = False
 
     def run(self, grid: Grid, cell: Cell, out: Path, threads: int) -> str | None:
         try:
             if self.executor is None:
                 self.executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
                 self.process = self.executor.submit(os.getpid).result()
-            if self.stopping:  # it was asked to stop while the process started, which could not be told
+            if self.stop.is_set():  # while the process started, which could not be told
                 return None
             return self.executor.submit(_work, grid, cell, out, threads).result()
         except BrokenProcessPool:
@@ -163,8 +163,7 @@ class _Slot:
             return None
 
     def ask_to_stop(self) -> None:
-        """A training finishes its step and saves; anything else ends, and no further cell begins."""
-        self.stopping = True
+        """A training finishes its step and saves; anything else ends."""
         if self.process is not None:
             with suppress(ProcessLookupError):  # it has just died
                 os.kill(self.process, signal.SIGTERM)

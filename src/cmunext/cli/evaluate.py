@@ -1,6 +1,5 @@
 """`cmunext evaluate`: score weights on a list of cases."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -257,4 +256,6 @@ def _number(value: float | None, digits: int) -> str:
 
 def _sha256(path: Path) -> str | None:
     """Of a file's content; None for weights given by name, which are known by their name."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    from cmunext.storage import file_sha256
+
+    return file_sha256(path) if path.is_file() else None

@@ -9,7 +9,6 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -92,6 +91,20 @@ def original_of(name: str, table: Mapping[str, Mapping[str, str]]) -> str:
     return table.get(name, {}).get(ORIGINAL_COLUMN, "")
 
 
+def read_case(layout: Layout, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image (uint8 H x W or H x W x 3, RGB) and masks (bool K x H x W) of a case. Raises InputError, OSError."""
+    image = read_image(layout.image(name))
+    files = layout.masks(name)
+    masks = [read_mask(file) for file in files]
+    for file, mask in zip(files, masks, strict=True):
+        if mask.shape != image.shape[:2]:
+            raise InputError(
+                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {image.shape[0]} x {image.shape[1]}; "
+                "`cmunext prepare` brings them to one size"
+            )
+    return image, np.stack(masks)
+
+
 def _cached(
     layout: Layout, name: str, preprocessing: Preprocessing, under_flips: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
@@ -105,25 +118,18 @@ def _cached(
             return stored["image"], stored["mask"], str(stored["digest"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: made again
         pass
-    image, mask, digest = _decode(files, preprocessing, under_flips)
+    image, mask, digest = _decode(layout, name, preprocessing, under_flips)
     with replacing(entry) as temporary, temporary.open("wb") as stream:
         np.savez(stream, image=image, mask=mask, digest=digest)
     return image, mask, digest
 
 
 def _decode(
-    files: Sequence[Path], preprocessing: Preprocessing, under_flips: bool
+    layout: Layout, name: str, preprocessing: Preprocessing, under_flips: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
-    native = read_image(files[0])
+    native, masks = read_case(layout, name)
     digest = image_digest(native)
-    masks = [read_mask(file) for file in files[1:]]
-    for file, mask in zip(files[1:], masks, strict=True):
-        if mask.shape != native.shape[:2]:
-            raise InputError(
-                f"{file} is {mask.shape[0]} x {mask.shape[1]} pixels and its image {native.shape[0]} x {native.shape[1]}; "
-                "`cmunext prepare` brings them to one size"
-            )
-    stacked = np.stack(masks, axis=-1).astype(np.uint8)  # K times H x W -> H x W x K
+    stacked = masks.transpose(1, 2, 0).astype(np.uint8)  # KHW -> HWK
     if not under_flips:
         return preprocessing.resize(native), resize_mask(stacked, preprocessing, cv2.INTER_NEAREST_EXACT)[None], digest
     variants = [

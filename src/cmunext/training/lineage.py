@@ -4,7 +4,6 @@ Weights carry a digest of every image that they learnt from. Weights that learnt
 not pass on what they know to that run, or its scores would be too good.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from cmunext import weights
 from cmunext.data.dataset import Cases
 from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
+from cmunext.storage import file_sha256
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ancestor:
 def load_ancestor(path: str | os.PathLike[str]) -> Ancestor:
     """Read a weights file. Raises InputError, see `weights.load`."""
     held = weights.load(path)
-    return Ancestor(Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest(), held)
+    return Ancestor(Path(path).name, file_sha256(path), held)
 
 
 def require_unseen(ancestors: Iterable[Ancestor], train: Cases, validation: Cases) -> list[Ancestor]:
