@@ -112,6 +112,15 @@ def test_masks_of_several_labels_and_turned_ones_are_skipped(tmp_path):
     assert not reasons
 
 
+def test_classes_in_folders_of_their_own_may_have_a_label_each(tmp_path):
+    for case in "ab":
+        write(tmp_path / "raw" / "images" / f"{case}.png", noise(ord(case)))
+        for number, box in enumerate(((4, 10, 8, 16), (12, 20, 8, 16))):
+            write(tmp_path / "raw" / "masks" / str(number) / f"{case}.png", drawn(box) // 255 * (number + 1))
+    report = prepare(tmp_path / "raw", tmp_path / "out")
+    assert (report.cases, report.skipped) == (2, ())
+
+
 def test_bad_files_are_skipped_with_the_reason_and_the_others_are_done(tmp_path):
     src = raw_busi(tmp_path / "raw")
     benign = src / "benign"

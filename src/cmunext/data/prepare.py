@@ -63,7 +63,7 @@ class _Case:
     image: NDArray[np.uint8]
     masks: tuple[NDArray[np.bool_], ...]
     notes: frozenset[str]
-    labels: frozenset[int]  # levels up to `LARGEST_LABEL` with which a foreground is drawn
+    labels: frozenset[tuple[int, int]]  # (number of the class, level up to `LARGEST_LABEL` with which its foreground is drawn)
 
 
 def prepare(
@@ -104,7 +104,9 @@ def prepare(
     table = _table_file(download.table, dst)
 
     notes: dict[str, frozenset[str]] = {}
-    labels: dict[int, str] = {}  # what a foreground is drawn with where it may be the number of a class -> the first such case
+    labels: dict[
+        int, tuple[int, str]
+    ] = {}  # number of a class -> the first label that its foreground is drawn with, and in which case
     skipped = list(download.unpaired)
 
     def decoded(chosen: Sequence[Source]) -> Iterator[tuple[Source, _Case]]:
@@ -200,16 +202,15 @@ def _state(path: Path, pixels: NDArray[Any]) -> str:
     return "same" if same else "differs"
 
 
-def _check_one_label(name: str, labels: frozenset[int], known: dict[int, str]) -> None:
-    """Raise InputError where a case's foreground has another label than that of earlier cases: they may be classes."""
-    for label in sorted(labels - known.keys()):
-        if known:
-            other, first = next(iter(known.items()))
+def _check_one_label(name: str, labels: frozenset[tuple[int, int]], known: dict[int, tuple[int, str]]) -> None:
+    """Raise InputError where the foreground of a class has another label than in earlier cases: it may be of several classes."""
+    for number, label in sorted(labels):
+        other, first = known.setdefault(number, (label, name))
+        if label != other:
             raise InputError(
                 f"its foreground is drawn with level {label} and that of {first} with {other}; if these are classes, draw each in masks of "
                 "its own (masks/0, masks/1, ...), white (255) on black (0)"
             )
-        known[label] = name
 
 
 def _decoded(source: Source) -> _Case:
@@ -218,7 +219,7 @@ def _decoded(source: Source) -> _Case:
     shape = image.shape[:2]
     notes, labels = set(), set()
     masks = []
-    for files in source.masks:
+    for number, files in enumerate(source.masks):
         merged = np.zeros(shape, bool)
         for path in files:
             levels = read_grey(path)
@@ -226,7 +227,7 @@ def _decoded(source: Source) -> _Case:
             if not np.array_equal(levels, mask * np.uint8(255)):
                 notes.add("binarised")
             if 0 < (level := int(levels.max())) <= LARGEST_LABEL:
-                labels.add(level)
+                labels.add((number, level))
             if mask.shape != shape:
                 _check_upright(mask.shape, shape, path)
                 notes.add("resized")
