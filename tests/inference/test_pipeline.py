@@ -105,11 +105,41 @@ def test_closing_early_finishes_what_has_begun_and_leaves_no_helper() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmunext")]
 
 
+def test_a_caller_that_would_wait_prepares_what_no_helper_has_begun() -> None:
+    caller, preparing, finishing = threading.get_ident(), set(), set()
+
+    def prepare(item: int) -> int:
+        preparing.add(threading.get_ident())
+        if item == 7 and threading.get_ident() == caller:
+            raise InputError("7 is bad")
+        return item
+
+    def busy(item: int, prepared: int, raw: int) -> int:
+        finishing.add(threading.get_ident())
+        time.sleep(0.01)
+        return raw
+
+    outcomes = dict(overlapped(range(20), prepare, double, busy, 1))
+    assert list(outcomes) == list(range(20))
+    assert all(outcomes[item] == 2 * item for item in outcomes if item != 7)
+    assert caller in preparing
+    assert caller not in finishing
+    with pytest.raises(KeyboardInterrupt):
+        list(overlapped(range(20), lambda item: _interrupted(item, caller), double, busy, 1))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmunext")]
+
+
+def _interrupted(item: int, caller: int) -> int:
+    if threading.get_ident() == caller:
+        raise KeyboardInterrupt
+    return item
+
+
 def cores_of_helpers(jobs: int) -> set[frozenset[int]]:
     def where(item: int) -> frozenset[int]:
         return frozenset(os.sched_getaffinity(0))  # of the calling thread
 
-    return {cores for _, cores in overlapped(range(20), where, lambda group: group, lambda item, prepared, raw: raw, jobs)}
+    return {cores for _, cores in overlapped(range(20), int, double, lambda item, prepared, raw: where(item), jobs)}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not let a thread choose its cores")

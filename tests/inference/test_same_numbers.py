@@ -44,7 +44,7 @@ def plain_overlay(image: np.ndarray, mask: np.ndarray, lesions: list[dict]) -> n
     picture = image.copy() if image.ndim == 3 else np.dstack([image] * 3)
     width = max(1.0, min(image.shape[:2]) / 250)
     picture[mask] = np.round(0.8 * picture[mask] + 0.2 * np.array(COLOURS[0]))
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     for level, extra, colour in ((110, 2, (0, 0, 0)), (255, 0, COLOURS[0])):
         coverage = np.zeros(mask.shape, np.uint8)
         cv2.drawContours(coverage, contours, -1, level, round(width) + extra, cv2.LINE_AA)

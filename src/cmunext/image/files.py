@@ -9,7 +9,6 @@ import io
 import os
 import re
 import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ MAX_PIXELS = 100_000_000  # beyond it a header is taken for damaged or hostile
 MIN_SIDE = 8  # a smaller picture shows nothing that could be outlined
 
 _SIGNATURES = {png.SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"eXIf", b"IEND")  # pixels and orientation; without tRNS there is no alpha
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"eXIf")  # beside the pixels; without tRNS there is no alpha
 
 StrPath = str | os.PathLike[str]
 
@@ -200,22 +199,27 @@ def _check_size(data: bytes, kind: str, path: StrPath, max_pixels: int) -> None:
 
 
 def _bare_png(data: bytes, path: StrPath) -> bytes:
-    """The PNG reduced to pixels and orientation, every chunk's checksum verified.
+    """The PNG reduced to pixels (no longer compressed) and orientation, every chunk's checksum verified.
 
     libpng writes its warnings about other chunks (colour profiles, mostly) straight to stderr, where nothing can hold them back.
     """
-    kept, position = [png.SIGNATURE], len(png.SIGNATURE)
+    kept: list[tuple[bytes, bytes]] = []
+    pixels: list[bytes] = []
+    position = len(png.SIGNATURE)
     while position + 12 <= len(data):  # length, type, content, checksum
         (length,) = struct.unpack_from(">I", data, position)
         chunk = data[position : position + 12 + length]
         if len(chunk) < 12 + length:
             break
-        if zlib.crc32(chunk[4:-4]) != struct.unpack(">I", chunk[-4:])[0]:
+        name, content = chunk[4:8], chunk[8:-4]
+        if png.checksum(name, content) != struct.unpack(">I", chunk[-4:])[0]:
             raise InputError(f"{path}: this PNG image is damaged (a checksum is wrong); copy or export it again")
-        if chunk[4:8] in _PNG_CHUNKS:
-            kept.append(chunk)
-        if chunk[4:8] == b"IEND":
-            return b"".join(kept)
+        if name == b"IDAT":
+            pixels.append(content)
+        elif name in _PNG_CHUNKS:
+            kept.append((name, content))
+        elif name == b"IEND":
+            return png.assemble((*kept, (b"IDAT", png.stored(b"".join(pixels))), (b"IEND", b"")))
         position += len(chunk)
     raise InputError(f"{path}: this PNG image is cut off; copy or export it again")
 

@@ -69,7 +69,7 @@ def _fill(picture: NDArray[np.uint8], plane: NDArray[np.uint8], colour: NDArray[
 
 def _contour(picture: NDArray[np.uint8], plane: NDArray[np.uint8], colour: NDArray[Any], width: float) -> None:
     """Blend a line of `width` pixels into `picture`, with a dark rim that sets it off from bright tissue."""
-    contours, _ = cv2.findContours(plane, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(plane, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return
     rim, line = np.zeros_like(plane), np.zeros_like(plane)

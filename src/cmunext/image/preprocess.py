@@ -111,10 +111,11 @@ class Preprocessing:
         The logits are resized (bilinear), then the activation is applied.
         """
         height, width = size
-        planes = [cv2.resize(np.asarray(plane, np.float32), (width, height), interpolation=cv2.INTER_LINEAR) for plane in logits]
-        resized = np.stack(planes)
+        resized = np.empty((len(logits), height, width), np.float32)
+        for plane, large in zip(logits, resized, strict=True):
+            cv2.resize(np.asarray(plane, np.float32), (width, height), dst=large, interpolation=cv2.INTER_LINEAR)
         if self.activation == "sigmoid":
-            return _sigmoid(resized)
+            return _sigmoid_in_place(resized)
         exponentials = np.exp(resized - resized.max(axis=0))
         return exponentials / exponentials.sum(axis=0)
 
@@ -145,8 +146,13 @@ class Preprocessing:
             raise InputError(f"preprocessing cannot be read: {error}") from error
 
 
-def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return 0.5 * (1 + np.tanh(0.5 * x))  # never overflows
+def _sigmoid_in_place(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(1 + tanh(x / 2)) / 2, which never overflows. In place, since at an image's own size each new array costs as much as its values."""
+    x *= 0.5
+    np.tanh(x, out=x)
+    x += 1
+    x *= 0.5
+    return x
 
 
 DEFAULT = Preprocessing()

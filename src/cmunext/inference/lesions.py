@@ -90,11 +90,12 @@ def _measure_region(
     class_index: int,
     spacing: Spacing | None,
 ) -> Lesion:
-    rows, columns = np.nonzero(region)
-    area = len(rows)
-    points = np.stack([columns, rows]).astype(np.float64)
-    centroid = points.mean(axis=1)
-    moments = (points - centroid[:, None]) @ (points - centroid[:, None]).T / area + np.eye(2) / 12  # 1/12: of a unit square
+    sums = cv2.moments(region.view(np.uint8), binaryImage=True)
+    area = int(sums["m00"])
+    centroid = sums["m10"] / area, sums["m01"] / area
+    moments = (
+        np.array([[sums["mu20"], sums["mu11"]], [sums["mu11"], sums["mu02"]]]) / area + np.eye(2) / 12
+    )  # 1/12: of a unit square
     border = _border(region)
     major, minor = _axes(moments)
     return Lesion(

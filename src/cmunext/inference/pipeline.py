@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cmunext.errors import InputError
 from cmunext.inference.processor import cores
@@ -27,10 +27,10 @@ def overlapped(
 ) -> Generator[tuple[Item, Outcome | InputError], None, None]:
     """Bring each item through `prepare`, `run` and `finish`, and yield it with what came of it, in the order of the items.
 
-    `run` is called in the caller's thread, with the prepared ones of `batch` items; the other two in `jobs` threads of helpers. At
-    most 2 (jobs + batch) items are on their way at a time, however many there are. An item whose `prepare` raises an
-    InputError is yielded with that error; whatever else is raised ends the iteration, as does closing it: what has begun
-    is finished then, and nothing else is begun.
+    `run` is called in the caller's thread, with the prepared ones of `batch` items; `finish` in `jobs` threads of helpers; `prepare`
+    in these too, and in the caller's, which would otherwise wait for busy helpers. At most 2 (jobs + batch) items are on their way
+    at a time, however many there are. An item whose `prepare` raises an InputError is yielded with that error; whatever else is
+    raised ends the iteration, as does closing it: what has begun is finished then, and nothing else is begun.
     """
     waiting = iter(items)
     prepared: deque[tuple[Item, Future[Prepared]]] = deque()
@@ -45,12 +45,20 @@ def overlapped(
                 return
             prepared.append((item, pool.submit(prepare, item)))
 
+    def prepare_until(awaited: Future[Any]) -> None:
+        for place, (item, future) in enumerate(prepared):
+            if awaited.done():
+                return
+            if future.cancel():  # no helper has begun it
+                prepared[place] = item, _called(prepare, item)
+
     try:
         prepare_more()
         while prepared:
-            group = [prepared.popleft() for _ in range(min(batch, len(prepared)))]
             ready: list[tuple[Item, Prepared | InputError]] = []
-            for item, future in group:
+            for _ in range(min(batch, len(prepared))):
+                prepare_until(prepared[0][1])
+                item, future = prepared.popleft()
                 try:
                     ready.append((item, future.result()))
                 except InputError as error:
@@ -60,12 +68,13 @@ def overlapped(
             raw = iter(run(good) if good else ())
             for item, each in ready:
                 finished.append((item, each if isinstance(each, InputError) else pool.submit(finish, item, each, next(raw))))
-            while finished and (len(finished) > jobs + batch or _is_done(finished[0][1])):
+            while finished and (not prepared or len(finished) > jobs + batch or _is_done(finished[0][1])):
                 item, outcome = finished.popleft()
-                yield item, (outcome if isinstance(outcome, InputError) else outcome.result())
-        while finished:
-            item, outcome = finished.popleft()
-            yield item, (outcome if isinstance(outcome, InputError) else outcome.result())
+                if isinstance(outcome, InputError):
+                    yield item, outcome
+                    continue
+                prepare_until(outcome)
+                yield item, outcome.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -92,6 +101,16 @@ def _leave(core: int | None) -> None:
         others = os.sched_getaffinity(0) - {core}
         with suppress(OSError):  # not allowed, or no other core
             os.sched_setaffinity(0, others)
+
+
+def _called(work: Callable[[Item], Outcome], item: Item) -> Future[Outcome]:
+    """What `work` makes of an item, called in this thread, as if a pool had done it."""
+    future: Future[Outcome] = Future()
+    try:
+        future.set_result(work(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _is_done(outcome: Future[Outcome] | InputError) -> bool:

@@ -76,7 +76,8 @@ def segment_files(
         return image, segmenter.preprocessing.to_input(image)
 
     def run(prepared: list[tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> NDArray[np.float32]:
-        return segmenter.predict_batch(np.concatenate([x for _, x in prepared]))
+        inputs = [x for _, x in prepared]
+        return segmenter.predict_batch(np.concatenate(inputs) if len(inputs) > 1 else inputs[0])
 
     def finish(
         source: Path, prepared: tuple[NDArray[np.uint8], NDArray[np.float32]], logits: NDArray[np.float32]
