@@ -80,6 +80,33 @@ def test_a_grid_that_is_not_json_or_not_there(tmp_path):
         read_grid(tmp_path / "nowhere.json")
 
 
+@pytest.mark.parametrize(
+    ("clean", "groups", "words"),
+    [
+        ("d1\nnobody\n", "", "names 'nobody', which is not in the list"),
+        (" \n", "", "names no case"),
+        (None, "", "clean.txt is not a file"),
+        ("", "case,patient\nd1,7\n", "gives no group for 'd1'"),
+        ("", None, "groups.csv is not a file"),
+    ],
+)
+def test_what_only_the_tables_need_is_checked_before_anything_is_trained(tmp_path, capsys, clean, groups, words):
+    values = content(a={"network": ONE})
+    dataset = values["datasets"]["disks"]
+    path = write_grid(tmp_path, values)
+    validation = (tmp_path / "data" / "val.txt").read_text().splitlines()
+    for text, name, entry in ((clean, "clean.txt", dataset["lists"]["1"]), (groups, "groups.csv", dataset)):
+        if text != "":
+            entry[name.split(".")[0]] = name
+        if text:
+            (tmp_path / name).write_text(text.replace("d1", validation[0]))
+    write_grid(tmp_path, values)
+    assert main(["benchmark", str(path)]) in (1, 2)
+    assert words.replace("d1", validation[0]) in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "cells").exists()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_durations():
     assert [duration(seconds) for seconds in (12, 300, 7200, float("nan"))] == ["12 s", "5 min", "2.0 h", "unknown"]
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from cmunext.benchmark.compare import read_scores
-from cmunext.benchmark.grid import Cell, Dataset, Grid
+from cmunext.benchmark.grid import Cell, Dataset, Grid, ListPair
 from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
 from cmunext.benchmark.store import HISTORY, Store
 from cmunext.data.duplicates import linked
-from cmunext.data.layout import list_entries, resolve
+from cmunext.data.layout import list_entries, quote, resolve
 from cmunext.data.table import PATIENT_COLUMN, read_table
 from cmunext.errors import InputError
 
@@ -62,6 +62,18 @@ def cells_of(grid: Grid, dataset: Dataset, recipe: str, label: str) -> list[Cell
     return [cell for cell in grid.cells if (cell.dataset.name, cell.recipe.name, cell.label) == (dataset.name, recipe, label)]
 
 
+def check_lists(grid: Grid) -> None:
+    """Read the groups and clean lists, which the tables need only after hours of training.
+
+    Raises UsageError or InputError where one is missing or wrong.
+    """
+    for dataset in grid.datasets:
+        _groups(dataset)
+        for lists in dataset.lists:
+            if lists.clean is not None and lists.validation.is_file():
+                _clean(lists, resolve(list_entries(lists.validation), ()))
+
+
 def value_of(grid: Grid, store: Store, dataset: Dataset, recipe: str, label: str, column: str) -> Value | None:
     """One network in one column; None when a training of it is missing. Raises InputError when a score table is damaged."""
     runs = scores_of(store, cells_of(grid, dataset, recipe, label), column)
@@ -94,7 +106,7 @@ def scores_of(store: Store, cells: Iterable[Cell], column: str) -> list[dict[str
             return []
         scores = {metric: read_scores(path, metric) for metric in ("iou", "f1")}
         if column == "clean":
-            kept = _clean(cell, scores["iou"])
+            kept = _clean(cell.lists, scores["iou"])
             scores = {metric: {case: values[case] for case in kept} for metric, values in scores.items()}
         found.append(scores)
     return found
@@ -179,12 +191,15 @@ def _case_means(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
     return {case: float(np.mean(gathered[case])) for case in sorted(gathered)}
 
 
-def _clean(cell: Cell, scores: Mapping[str, float]) -> list[str]:
-    path = cell.lists.clean
+def _clean(lists: ListPair, known: Iterable[str]) -> list[str]:
+    """The cases of the clean list, which must be among the `known` ones of the validation list."""
+    path, known = lists.clean, frozenset(known)
     assert path is not None  # asked only for lists that have one
-    kept = resolve(list_entries(path), scores.keys())
-    if unknown := sorted(set(kept) - scores.keys()):
-        raise InputError(f"the clean list {path} names {unknown[0]!r}, which {cell.identifier} has no score of; make it again")
+    kept = resolve(list_entries(path), known)
+    if unknown := sorted(set(kept) - known):
+        raise InputError(
+            f"the clean list {path} names {unknown[0]!r}, which is not in the list {lists.validation}; make it again"
+        )
     if not kept:
         raise InputError(f"the clean list {path} names no case; take it out of the grid, or make it again")
     return kept
@@ -197,7 +212,10 @@ def _patients(store: Store, cells: Iterable[Cell], column: str) -> dict[str, str
 
 
 def _groups(dataset: Dataset) -> dict[str, str]:
-    return {case: row["group"] for case, row in read_table(dataset.groups).items()} if dataset.groups else {}
+    rows = read_table(dataset.groups) if dataset.groups else {}
+    if without := [case for case, row in rows.items() if not row.get("group")]:
+        raise InputError(f"the table {dataset.groups} gives no group for {quote(without)}; complete its column group")
+    return {case: row["group"] for case, row in rows.items()}
 
 
 def _drawn_together(*relations: Mapping[str, str]) -> dict[str, str]:

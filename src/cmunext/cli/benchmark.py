@@ -50,6 +50,7 @@ def benchmark(
     """
     from cmunext.benchmark.agreement import check_agreement
     from cmunext.benchmark.grid_file import read_grid
+    from cmunext.benchmark.results import check_lists
     from cmunext.benchmark.store import Store
     from cmunext.errors import UsageError
 
@@ -61,6 +62,7 @@ def benchmark(
     folder = (out or grid.parent).absolute() if cluster else out or grid.parent
     for cell in chosen.cells:
         check_agreement(chosen, cell, Store(folder))
+    check_lists(chosen)
     if dry_run:
         _print_plan(chosen, folder, workers)
         return
