@@ -21,6 +21,7 @@ class Brightness:
     metadata: Metadata
     name: str = "brightness"
     precision: str = "float32"
+    preferred_batch: int = 1
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         return np.concatenate([batch * 8, -batch * 8], axis=1)[:, : self.metadata.num_classes]

@@ -1,4 +1,4 @@
-"""Measuring weights on a list of cases: image -> logits -> mask -> counts -> scores.
+"""Measuring weights, or masks that are there, on a list of cases: image -> logits -> mask -> counts -> scores.
 
 The road from image to mask is the one that `cmunext segment` takes. A case that cannot be read is reported, the others are done.
 """
@@ -10,19 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunext.benchmark.predicted import MaskFolder, classes_of, measured_classes, predicted
 from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
 from cmunext.data.dataset import original_of, read_case, resize_mask
 from cmunext.data.layout import Layout
 from cmunext.data.table import PATIENT_COLUMN, class_of, dataset_table
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.segmenter import BACKGROUND, Segmenter
+from cmunext.inference.segmenter import Segmenter
 from cmunext.metadata import image_digest
 from cmunext.metrics import Counts, count
 
 
 def evaluate(
-    segmenter: Segmenter,
+    source: Segmenter | MaskFolder,
     layout: Layout,
     names: Sequence[str],
     *,
@@ -31,11 +32,12 @@ def evaluate(
     tolerance: float = 2.0,
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Evaluation:
-    """Measure weights on cases of a dataset.
+    """Measure weights, or a folder of masks, on cases of a dataset.
 
     Parameters
     ----------
-    segmenter : the weights. A class named "background" beside others is not measured.
+    source : the weights or masks. A class named "background" beside others is not measured. Masks have no probabilities, and so no
+        calibration.
     layout, names : the dataset, and which of its cases.
     at : "native" compares at the size of the image; "network" brings the truth to the network's size with `cv2.INTER_NEAREST`
         and compares there, as the paper does.
@@ -45,18 +47,21 @@ def evaluate(
 
     Raises
     ------
-    UsageError : an unknown `at`, no names, or a negative tolerance.
-    InputError : weights and dataset differ in their number of classes, or no case could be measured.
+    UsageError : an unknown `at`, or "network" for masks; no names, or a negative tolerance.
+    InputError : weights or masks and dataset differ in their number of classes, or no case could be measured.
     """
     if at not in ("native", "network"):
         raise UsageError(f"the size of comparison is {at!r}; it must be native or network")
+    if at == "network" and isinstance(source, MaskFolder):
+        raise UsageError("the size of comparison is network, and masks have none; compare them at native size")
     if not names:
         raise UsageError("there is no case to measure; give at least one name")
-    classes = segmenter.metadata.classes
+    classes = classes_of(source)
     if len(classes) != layout.classes:
+        what = "masks" if isinstance(source, MaskFolder) else "weights"
         raise InputError(
-            f"the weights have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of {layout.classes}; "
-            "give weights and a dataset of the same classes"
+            f"the {what} have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of {layout.classes}; "
+            "give both of the same classes"
         )
     measure_surface = _surface_measure(tolerance) if surface else None
     table = dataset_table(layout.root)
@@ -64,13 +69,15 @@ def evaluate(
     failures: list[tuple[str, str]] = []
     for name in track(names):
         try:
-            measured.append((name, _measure(segmenter, layout, name, original_of(name, table), at, measure_surface)))
+            measured.append((name, _measure(source, layout, name, original_of(name, table), at, measure_surface)))
         except (InputError, OSError) as error:
             failures.append((name, str(error)))
     if not measured:
         raise InputError(f"none of the {len(names)} cases could be measured; the first: {failures[0][1]}")
 
-    results, known = [result for _, result in measured], segmenter.metadata.learnt_from
+    results = [result for _, result in measured]
+    known = None if isinstance(source, MaskFolder) else source.metadata.learnt_from
+    told = all(result.reliability for result in results)
     kept = measured_classes(classes)
     surfaces = np.array([result.surface for result in results])[:, kept] if surface else None  # N x K x 2
     return Evaluation(
@@ -80,8 +87,8 @@ def evaluate(
         sizes=tuple(result.size for result in results),
         classes=tuple(classes[k] for k in kept),
         counts=Counts.stack([result.counts[kept] for result in results]),
-        ece=np.array([[result.reliability[k].expected_calibration_error for k in kept] for result in results]),
-        reliability=tuple(_sum(result.reliability[k] for result in results) for k in kept),
+        ece=np.array([[result.reliability[k].expected_calibration_error for k in kept] for result in results]) if told else None,
+        reliability=tuple(_sum(result.reliability[k] for result in results) for k in kept if told),
         hd95=None if surfaces is None else surfaces[..., 0],
         surface_dice=None if surfaces is None else surfaces[..., 1],
         failures=tuple(failures),
@@ -90,17 +97,12 @@ def evaluate(
     )
 
 
-def measured_classes(classes: Sequence[str]) -> list[int]:
-    """Which of the classes are measured: all but a background beside others."""
-    return [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
-
-
 @dataclass(frozen=True, eq=False)
 class _Measured:
     digest: str
     size: tuple[int, int]
     counts: Counts  # of (K,)
-    reliability: tuple[Reliability, ...]
+    reliability: tuple[Reliability, ...]  # of each class, or nothing
     surface: tuple[tuple[float, float], ...]  # (hd95, surface dice) of each class, or nothing
 
 
@@ -108,21 +110,19 @@ _SurfaceMeasure = Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, 
 
 
 def _measure(
-    segmenter: Segmenter, layout: Layout, name: str, original: str, at: Size, surface: _SurfaceMeasure | None
+    source: Segmenter | MaskFolder, layout: Layout, name: str, original: str, at: Size, surface: _SurfaceMeasure | None
 ) -> _Measured:
     image, truth = read_case(layout, name)
-    preprocessing = segmenter.preprocessing
-    if at == "network":
-        resized = resize_mask(truth.transpose(1, 2, 0).astype(np.uint8), preprocessing, cv2.INTER_NEAREST)  # KHW -> HWK
+    if at == "network" and isinstance(source, Segmenter):
+        resized = resize_mask(truth.transpose(1, 2, 0).astype(np.uint8), source.preprocessing, cv2.INTER_NEAREST)  # KHW -> HWK
         truth = resized.transpose(2, 0, 1).astype(bool)  # HWK -> KHW
     height, width = truth.shape[1:]
-    probability = preprocessing.to_probability(segmenter.predict_logits(image), (height, width))
-    mask = preprocessing.binarise(probability)
+    mask, probability = predicted(source, name, image, (height, width))
     return _Measured(
         original or image_digest(image),
         (height, width),
         count(mask, truth),
-        tuple(Reliability.of(p, t) for p, t in zip(probability, truth, strict=True)),
+        () if probability is None else tuple(Reliability.of(p, t) for p, t in zip(probability, truth, strict=True)),
         tuple(surface(m, t) for m, t in zip(mask, truth, strict=True)) if surface else (),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.evaluate import measured_classes
+from cmunext.benchmark.predicted import MaskFolder, classes_of, measured_classes, predicted
 from cmunext.data.dataset import read_case
 from cmunext.data.layout import Layout
 from cmunext.image.overlay import COLOURS, ORANGE, SKY, Colour
@@ -15,7 +15,7 @@ from cmunext.inference.segmenter import Segmenter
 TRUTH, PREDICTION = SKY, ORANGE  # with one class; with several each has its own colour in both pictures
 
 
-def panels(segmenter: Segmenter, layout: Layout, case: str, box: tuple[int, int]) -> list[NDArray[np.uint8]]:
+def panels(source: Segmenter | MaskFolder, layout: Layout, case: str, box: tuple[int, int]) -> list[NDArray[np.uint8]]:
     """The image, with the outline of the truth, and with that of the prediction; with one class the third has the truth as well.
 
     Parameters
@@ -27,8 +27,8 @@ def panels(segmenter: Segmenter, layout: Layout, case: str, box: tuple[int, int]
     Three uint8 h x w x 3 (RGB). Raises InputError or OSError when the case cannot be read.
     """
     image, truth = read_case(layout, case)
-    kept = measured_classes(segmenter.metadata.classes)
-    mask = segmenter.preprocessing.to_mask(segmenter.predict_logits(image), (image.shape[0], image.shape[1]))[kept]
+    kept = measured_classes(classes_of(source))
+    mask = predicted(source, case, image, (image.shape[0], image.shape[1]))[0][kept]
     truth = truth[kept]
     shown: list[tuple[NDArray[np.bool_], Sequence[Colour]]] = [(truth[:0], COLOURS), (truth, COLOURS), (mask, COLOURS)]
     if len(kept) == 1:

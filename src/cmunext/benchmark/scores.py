@@ -35,8 +35,8 @@ class Evaluation:
     sizes : (height, width) at which each was compared, pixels.
     classes : K names.
     counts : pixels, (N, K).
-    ece : expected calibration error of each image, (N, K).
-    reliability : K, over all pixels of all images.
+    ece : expected calibration error of each image, (N, K); None where there were masks without probabilities.
+    reliability : K, over all pixels of all images; then none.
     hd95, surface_dice : (N, K), pixels and a share; None when they were not asked for.
     failures : (case, sentence) of those that could not be measured.
     at : "native" or "network", the size of comparison.
@@ -49,7 +49,7 @@ class Evaluation:
     sizes: tuple[tuple[int, int], ...]
     classes: tuple[str, ...]
     counts: Counts
-    ece: NDArray[np.float64]
+    ece: NDArray[np.float64] | None
     reliability: tuple[Reliability, ...]
     hd95: NDArray[np.float64] | None
     surface_dice: NDArray[np.float64] | None
@@ -68,7 +68,7 @@ class Evaluation:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows, one a case, as text. Undefined is empty; an infinite distance is `inf`.
 
-        One class: `case, class, patient, height, width, tp, fp, fn, tn, iou, ..., ece` and, when asked for, `hd95, surface_dice`;
+        One class: `case, class, patient, height, width, tp, fp, fn, tn, iou, ..., ece` (not of masks) and, when asked for, `hd95, surface_dice`;
         `patient` only where the dataset's table tells it.
         Several: the scores are means over the classes, and each class follows with `tp_NAME, ..., ece_NAME`.
         """
@@ -111,8 +111,8 @@ class Evaluation:
         n, per_image, per_image_over, pooled, classes : as `metrics.summarise`; `per_image` also holds `ece`, and, when asked for,
             `hd95` (over the images where it is finite) and `surface_dice`.
         hd95_median : over all images, those with an infinite distance included; only when asked for.
-        ece_pooled : over all pixels of all images, mean over classes.
-        reliability : {class: bins}, see `Reliability.bins`.
+        ece_pooled : over all pixels of all images, mean over classes; this, and `ece` in per_image, only of weights.
+        reliability : {class: bins}, see `Reliability.bins`; empty where there were no probabilities.
         share_iou_below_0.1 : the share of images that are misses.
         empty : {"truth", "prediction", "both"}: in how many images there is no such pixel (with classes, images and classes together).
         intervals : 95 % percentile bootstrap of every per-image mean: {"level", "drawn", "iou": [low, high], ...}; "drawn" is the
@@ -130,8 +130,9 @@ class Evaluation:
         if self.hd95 is not None:
             summary["hd95_median"] = float(np.median(self.hd95))
         summary["learnt_from"] = self.learnt_from
-        summary["ece_pooled"] = float(average([one.expected_calibration_error for one in self.reliability])[0])
-        summary["reliability"] = {label: one.bins() for label, one in zip(self.classes, self.reliability, strict=True)}
+        if self.reliability:
+            summary["ece_pooled"] = float(average([one.expected_calibration_error for one in self.reliability])[0])
+        summary["reliability"] = {label: one.bins() for label, one in zip(self.classes, self.reliability, strict=False)}
         summary[f"share_iou_below_{MISS}"] = float((per_image["iou"] < MISS).mean())
         no_truth, no_prediction = self.counts.tp + self.counts.fn == 0, self.counts.tp + self.counts.fp == 0
         summary["empty"] = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmunext.benchmark.panels import legend, panels
+from cmunext.benchmark.predicted import MaskFolder
 from cmunext.benchmark.scores import Evaluation, finite
 from cmunext.data.layout import Layout
 from cmunext.data.pictures import PAGE, write_page
@@ -58,7 +59,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
 
 def write_worst(
     folder: str | os.PathLike[str],
-    segmenter: Segmenter,
+    source: Segmenter | MaskFolder,
     layout: Layout,
     evaluation: Evaluation,
     worst: Sequence[Mapping[str, Any]],
@@ -68,7 +69,7 @@ def write_worst(
     """Write index.html and contact sheets worst-1.png, ... of the cases that `worst_of` gave, at least one.
 
     A case is three pictures, see `panels`, at native size whatever the size of comparison was. The page also has the reliability
-    diagram of each class.
+    diagram of each class, where there are probabilities.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def write_worst(
     """
     folder = Path(folder)
     tiles = [
-        tile(panels(segmenter, layout, record["case"], PANEL), PANEL, _caption(number, record))
+        tile(panels(source, layout, record["case"], PANEL), PANEL, _caption(number, record))
         for number, record in enumerate(track(worst), start=1)
     ]
     body = [
@@ -92,7 +93,7 @@ def write_worst(
         write_image(folder / name, contact_sheet(tiles[start : start + PER_SHEET], legend(evaluation.classes), COLUMNS, GAP))
         body.append(f'<figure><img src="{name}" alt="The cases of the table below"></figure>\n')
         body.append(_table(start + 1, worst[start : start + PER_SHEET]))
-    for label, reliability in zip(evaluation.classes, evaluation.reliability, strict=True):
+    for label, reliability in zip(evaluation.classes, evaluation.reliability, strict=False):  # masks have none
         body.append(f"<h2>Calibration{': ' + html.escape(label) if len(evaluation.classes) > 1 else ''}</h2>\n")
         error = reliability.expected_calibration_error
         body.append(f"<p>Share of foreground by predicted probability, over all pixels; expected calibration error {error:.4f}. ")

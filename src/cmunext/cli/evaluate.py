@@ -1,4 +1,4 @@
-"""`cmunext evaluate`: score weights on a list of cases."""
+"""`cmunext evaluate`: score weights, or a folder of masks, on a list of cases."""
 
 import json
 import os
@@ -11,14 +11,23 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cmunext.benchmark.predicted import MaskFolder
     from cmunext.benchmark.scores import Evaluation
+    from cmunext.inference.segmenter import Segmenter
 
 SHOWN = 10  # failures on the terminal; --json has them all
 SHOWN_WORST = 5  # of the worst cases on the terminal
 
 
 def evaluate(
-    weights: Annotated[str, typer.Argument(help="Bundled weights by name, or a file: .onnx, .safetensors.", show_default=False)],
+    weights: Annotated[
+        str,
+        typer.Argument(
+            help="Bundled weights by name, or a file: .onnx, .safetensors; or a folder of masks that any program made, called as the "
+            "images are, NAME.png (of several classes 0/NAME.png, 1/NAME.png, ...).",
+            show_default=False,
+        ),
+    ],
     dataset: Annotated[Path, typer.Argument(help="The dataset folder: images/ and masks/0/.", show_default=False)],
     list_: Annotated[
         Path | None,
@@ -67,17 +76,19 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")] = False,
 ) -> None:
-    """Score weights on the cases of a list: mean over images with a 95 % interval, and pooled over all pixels.
+    """Score weights, or masks that are there, on the cases of a list: mean over images with a 95 % interval, and pooled over all pixels.
 
     IoU, Dice, sensitivity, precision, specificity, accuracy, F1 and calibration; strata by lesion size (under 3 %, 3 to 10 %, 10 % and
     more of the image) and, where names or cases.csv tell it, by class; the worst cases. Exit code 1 when a case could not be measured;
     the others are done.
     """
     from cmunext.benchmark.evaluate import evaluate as measure
+    from cmunext.benchmark.predicted import MaskFolder
     from cmunext.benchmark.strata import cleanness_of, columns_of, standard_strata, strata_of
     from cmunext.benchmark.worst import check_folder, worst_of, write_worst
     from cmunext.data.layout import Layout
     from cmunext.data.split import groups_of
+    from cmunext.inference.named_weights import weight_names
     from cmunext.inference.segmenter import Segmenter
 
     layout = Layout.open(dataset)
@@ -90,8 +101,12 @@ def evaluate(
     if clean is not None:
         asked["clean"] = cleanness_of(names, layout.read_list(clean))
     grouped_by, groups = groups_of(layout, names, group)
-    segmenter = Segmenter.load(weights, backend=backend, device=device, precision=precision)
-    evaluation = measure(segmenter, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]
+    source = (
+        MaskFolder.open(weights, layout.classes)
+        if weights not in weight_names() and Path(weights).is_dir()
+        else Segmenter.load(weights, backend=backend, device=device, precision=precision)
+    )
+    evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]
     if out is not None:
         evaluation.write(out)
         if not as_json:
@@ -102,13 +117,7 @@ def evaluate(
     stratifications = standard_strata(evaluation)
     stratifications |= {name: [of_case[case] for case in evaluation.cases] for name, of_case in asked.items()}
     document = {
-        "weights": {
-            "source": weights,
-            "sha256": _sha256(Path(weights)),
-            "network": segmenter.metadata.network,
-            "backend": segmenter.backend.name,
-            "precision": segmenter.backend.precision,
-        },
+        "masks" if isinstance(source, MaskFolder) else "weights": _described(weights, source),
         "dataset": str(dataset),
         "list": {
             "file": None if list_file is None else str(list_file),
@@ -123,7 +132,7 @@ def evaluate(
     }
     if pictures is not None and document["worst"]:
         page = write_worst(
-            pictures, segmenter, layout, evaluation, document["worst"], _what(document, evaluation), _track("drawing")
+            pictures, source, layout, evaluation, document["worst"], _what(document, evaluation), _track("drawing")
         )
         typer.echo(f"written: {page}", err=True)
     if as_json:
@@ -175,9 +184,25 @@ def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
 
 
 def _what(document: dict[str, Any], evaluation: "Evaluation") -> str:
-    source = document["list"]["file"] or f"every case of {document['dataset']}"
-    how = f"{document['weights']['backend']}, {document['weights']['precision']}"
-    return f"{document['weights']['source']} ({how}) on {source}, {evaluation.at} size"
+    cases = document["list"]["file"] or f"every case of {document['dataset']}"
+    if masks := document.get("masks"):
+        return f"the masks in {masks['source']} on {cases}, {evaluation.at} size"
+    weights = document["weights"]
+    return f"{weights['source']} ({weights['backend']}, {weights['precision']}) on {cases}, {evaluation.at} size"
+
+
+def _described(given: str, source: "Segmenter | MaskFolder") -> dict[str, str | None]:
+    from cmunext.inference.segmenter import Segmenter
+
+    if not isinstance(source, Segmenter):
+        return {"source": given}
+    return {
+        "source": given,
+        "sha256": _sha256(Path(given)),
+        "network": source.metadata.network,
+        "backend": source.backend.name,
+        "precision": source.backend.precision,
+    }
 
 
 def _print(document: dict[str, Any], evaluation: "Evaluation") -> None:

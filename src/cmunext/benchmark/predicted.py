@@ -1,0 +1,99 @@
+"""What is measured against the truth: masks that weights give, or those that any other program left in a folder."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmunext.data.layout import files_by_name
+from cmunext.errors import InputError, UsageError
+from cmunext.image.files import read_grey
+from cmunext.inference.segmenter import BACKGROUND, Segmenter
+
+SEGMENTED = "_mask"  # what `segment` adds to the name of an image
+
+
+@dataclass(frozen=True)
+class MaskFolder:
+    """Masks that some program made, one a case: NAME.png, or NAME_mask.png as `segment` names them; of K classes 0/NAME.png, 1/NAME.png, ...
+
+    Attributes
+    ----------
+    root : the folder.
+    files : for each class, name -> its mask files.
+    """
+
+    root: Path
+    files: tuple[Mapping[str, tuple[Path, ...]], ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], classes: int = 1) -> "MaskFolder":
+        """List a folder of masks of so many classes; nothing is decoded. One class may lie in the folder itself.
+
+        Raises UsageError when it is not a folder, or one of the classes is not there.
+        """
+        root = Path(root)
+        folders = [root / str(number) for number in range(classes)]
+        if classes == 1 and not folders[0].is_dir():
+            folders = [root]
+        for folder in folders:
+            if not folder.is_dir() or not files_by_name(folder):
+                raise UsageError(f"{folder} holds no mask; give a folder of masks called as the images are, such as NAME.png")
+        return cls(root, tuple(files_by_name(folder) for folder in folders))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes by number, as the truth in `masks/0`, `masks/1`, ... has them."""
+        return tuple(str(number) for number in range(len(self.files)))
+
+    def read(self, name: str, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """The masks of a case, bool K x H x W, `size` = (H, W); foreground is what is not black.
+
+        Raises InputError when one is missing, of another size, or has more levels than black and one other.
+        """
+        return np.stack([_read(self._only(files, name), size) for files in self.files])
+
+    def _only(self, files: Mapping[str, tuple[Path, ...]], name: str) -> Path:
+        found = (*files.get(name, ()), *files.get(name + SEGMENTED, ()))
+        if not found:
+            raise InputError(f"{name!r} has no mask in {self.root}; add {name}.png, all black where nothing was found")
+        if len(found) > 1:
+            raise InputError(f"{name!r} has {len(found)} masks ({' and '.join(path.name for path in found)}); keep one of them")
+        return found[0]
+
+
+def predicted(
+    source: Segmenter | MaskFolder, name: str, image: NDArray[np.uint8], size: tuple[int, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
+    """The masks of a case at a size (H, W), bool K x H x W; and, of weights, the probabilities float32 K x H x W. Raises InputError."""
+    if isinstance(source, MaskFolder):
+        return source.read(name, size), None
+    probability = source.preprocessing.to_probability(source.predict_logits(image), size)
+    return source.preprocessing.binarise(probability), probability
+
+
+def classes_of(source: Segmenter | MaskFolder) -> tuple[str, ...]:
+    """The names of all its classes."""
+    return source.classes if isinstance(source, MaskFolder) else source.metadata.classes
+
+
+def measured_classes(classes: Sequence[str]) -> list[int]:
+    """Which of the classes are measured: all but a background beside others."""
+    return [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
+
+
+def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+    levels = read_grey(path)
+    if levels.shape != size:
+        raise InputError(
+            f"{path} is {levels.shape[0]} x {levels.shape[1]} pixels and its image {size[0]} x {size[1]}; bring the mask to the image's size"
+        )
+    values = np.unique(levels)
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+        raise InputError(
+            f"{path} has {len(values)} grey levels from {values[0]} to {values[-1]}; give a mask, black and one other"
+        )
+    return levels > 0
