@@ -22,7 +22,9 @@ def grid(tmp_path: Path) -> Grid:
     return read_grid(write_grid(tmp_path, content(one={"network": ONE}, three={"network": THREE})))
 
 
-def test_a_stop_that_comes_while_a_worker_starts_is_obeyed(grid, tmp_path):
+def test_a_stop_that_comes_while_a_worker_starts_is_obeyed(grid, tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     started = []
 
     def told(cell: Cell, what: str) -> None:

@@ -147,9 +147,9 @@ def random_print(seed):
 
 
 def test_candidates_and_memory_grow_with_the_number_of_images_not_with_its_square():
-    prints = [random_print(seed) for seed in range(240)]
+    prints = [random_print(seed) for seed in range(140)]
     sizes, peaks = [], []
-    for number in (120, 240):
+    for number in (70, 140):
         tracemalloc.start()
         sizes.append(len(propose(prints[:number])))
         peaks.append(tracemalloc.get_traced_memory()[1])
