@@ -156,6 +156,7 @@ def test_intervals_draw_patients_where_they_are_known(weights, dataset, capsys):
         (["--backend", "abacus"], 2, "'abacus'"),
         (["--group", "hospital"], 2, "'hospital'"),
         (["--out", "DATASET"], 2, "folder"),
+        (["--out", "DATASET/scores.xlsx"], 2, "name it scores.csv"),
         (["--strata", "device"], 2, "'device'"),
         (["--clean", "nowhere.txt"], 2, "nowhere.txt"),
         (["--pictures", "DATASET/val.txt"], 2, "is a file"),
