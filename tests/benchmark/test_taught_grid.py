@@ -122,12 +122,19 @@ def test_a_start_may_be_weights_by_name(tmp_path, monkeypatch):
     assert {cell.start for cell in grid.cells} == {None, named}
 
 
+def test_several_recipes_may_teach_together(tmp_path):
+    teachers = [{"recipe": "short", "network": network} for network in ("three", "one")]
+    *others, pupil = read_grid(write_grid(tmp_path, taught_content(networks=["one"], teachers=teachers))).cells
+    assert pupil.teachers == (*others[2:4], *others[:2])
+
+
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
         ({"networks": ["nobody"]}, "names the network 'nobody'"),
         ({"networks": "one"}, "give a list of the grid's networks"),
         ({"teachers": {"recipe": "short"}}, "give a recipe and a network"),
+        ({"teachers": [{"recipe": "short", "network": "three"}, "short"]}, "has 'short'; give a recipe and a network"),
         ({"teachers": {"recipe": "short", "network": "nobody"}}, "names the network 'nobody'"),
         ({"teachers": {"recipe": "later", "network": "one"}}, "put that recipe first"),
         ({"start": {"recipe": "later"}}, "put that recipe first"),

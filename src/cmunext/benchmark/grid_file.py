@@ -18,8 +18,8 @@
     }
 
 Paths are relative to the grid file; lists are sought in the dataset folder too. docs/what-the-numbers-mean.md says which entry gives
-which column of the tables. Teachers are the weights of every seed of another recipe on the same lists; `start` is a file
-to start from, weights by name, or another recipe, whose last weights of the same network, lists and seed are gone on with.
+which column of the tables. Teachers are the weights of every seed of another recipe on the same lists, or of several such in a list;
+`start` is a file to start from, weights by name, or another recipe, whose last weights of the same network, lists and seed are gone on with.
 """
 
 import json
@@ -46,7 +46,7 @@ class _RecipeEntry:
 
     recipe: Recipe
     networks: tuple[str, ...] | None
-    teachers: tuple[str, str] | None
+    teachers: tuple[tuple[str, str], ...]
     start: Path | str | None
 
 
@@ -111,7 +111,7 @@ def _cells(
 ) -> tuple[Cell, ...]:
     cells: list[Cell] = []
     for name, entry in recipe_of.items():
-        if unknown := sorted({*(entry.networks or ()), *(entry.teachers[1:] if entry.teachers else ())} - networks.keys()):
+        if unknown := sorted({*(entry.networks or ()), *(network for _, network in entry.teachers)} - networks.keys()):
             raise UsageError(
                 f"recipes.{name} in {path} names the network {unknown[0]!r}; it must be one of {', '.join(networks)}"
             )
@@ -120,7 +120,9 @@ def _cells(
                 for pair in dataset.lists:
                     for seed in seeds:
                         made = _cell(dataset, pair, label, *networks[label], recipe=entry.recipe, name=name, seed=seed)
-                        teachers = _earlier(cells, made, *entry.teachers, what="teachers", path=path) if entry.teachers else []
+                        teachers = [
+                            one for each in entry.teachers for one in _earlier(cells, made, *each, what="teachers", path=path)
+                        ]
                         start: Path | Cell | None
                         if isinstance(entry.start, str):
                             begun = _earlier(cells, made, entry.start, label, what="start", path=path)
@@ -247,15 +249,15 @@ class _Reader:
         self.empty(entry, f"recipes.{name}")
         if only is not None and not (isinstance(only, list) and only and all(isinstance(one, str) for one in only)):
             raise UsageError(f"networks of recipes.{name} in {self.file} is {only!r}; give a list of the grid's networks")
-        if taught is not None:
-            taught = self.table(taught, f"recipes.{name}.teachers")
-            if taught.keys() != {"recipe", "network"}:
+        teachers = [] if taught is None else taught if isinstance(taught, list) else [taught]
+        for one in teachers:
+            if not isinstance(one, dict) or one.keys() != {"recipe", "network"}:
                 raise UsageError(
-                    f"teachers of recipes.{name} in {self.file} is {taught!r}; give a recipe and a network of the grid"
+                    f"teachers of recipes.{name} in {self.file} has {one!r}; give a recipe and a network of the grid, or a list of such"
                 )
-            taught = (str(taught["recipe"]), str(taught["network"]))
+        by = tuple((str(one["recipe"]), str(one["network"])) for one in teachers)
         chosen = recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
-        return _RecipeEntry(chosen, tuple(only) if only else None, taught, self.start(name, start) if start is not None else None)
+        return _RecipeEntry(chosen, tuple(only) if only else None, by, self.start(name, start) if start is not None else None)
 
     def start(self, name: str, start: Any) -> Path | str:
         """A file to start from, or weights by name; or the name of a recipe to go on from."""
