@@ -44,6 +44,13 @@ def test_round_trip_is_exact_and_bytes_repeat(network, tmp_path: Path) -> None:
     assert same_output(network, loaded.network)
 
 
+def test_others_may_read_what_is_written(network, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    weights.save(tmp_path / "w.safetensors", network, described())
+    weights.save_official(tmp_path / "w.pth", network)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("name", ["cmunext-s", "cmunext"])
 def test_official_checkpoints_load_and_save_back(name: str, prefix: str, tmp_path: Path) -> None:

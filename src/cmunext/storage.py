@@ -31,10 +31,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(8)}.part{target.suffix}")
+    temporary = target.parent / f".{target.stem[:40]}-{secrets.token_hex(8)}.part{target.suffix}"
     temporary.touch(exist_ok=False)  # raises what there is to raise, before a library of the caller's does it in its own words
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # some libraries put a private file of their own there
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)

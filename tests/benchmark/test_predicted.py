@@ -53,15 +53,25 @@ def test_masks_of_several_classes_lie_in_numbered_folders(dataset, tmp_path):
     expected = evaluate(segmenter, layout, NAMES).per_image()
     found = evaluate(MaskFolder.open(tmp_path / "two", 2), layout, NAMES).per_image()
     assert all((values == expected[name]).all() for name, values in found.items())
-    with pytest.raises(InputError, match=r"the masks have 1 classes .* has masks of 2"):
-        evaluate(MaskFolder.open(tmp_path / "two", 1), layout, NAMES)
+    with pytest.raises(UsageError, match="more classes than the dataset, which has 1"):
+        MaskFolder.open(tmp_path / "two", 1)
+    two = MaskFolder.open(tmp_path / "two", 2)
+    with pytest.raises(InputError, match=r"the masks have 2 classes .* has masks of 1"):
+        evaluate(two, Layout.open(write_cases(tmp_path / "one")), NAMES)
 
 
 def test_any_level_beside_black_is_foreground(dataset, tmp_path):
     layout = Layout.open(dataset)
     for name in NAMES:
-        write_image(tmp_path / f"{name}.png", read_image(layout.masks(name)[0]) // 255)  # labels: 0 and 1
-    assert (evaluate(MaskFolder.open(tmp_path), layout, NAMES).per_image()["iou"] == 1).all()
+        for folder, dtype in (("8", np.uint8), ("16", np.uint16)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            labels = read_image(layout.masks(name)[0]) // 255  # 0 and 1
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), labels.astype(dtype))
+    for folder in ("8", "16"):
+        assert (evaluate(MaskFolder.open(tmp_path / folder), layout, NAMES).per_image()["iou"] == 1).all()
+    cv2.imwrite(str(tmp_path / "8" / f"{NAMES[0]}.png"), 1 + (read_image(layout.masks(NAMES[0])[0]) > 0).astype(np.uint8))
+    ((_, told),) = evaluate(MaskFolder.open(tmp_path / "8"), layout, NAMES).failures
+    assert "2 levels from 1 to 2" in told
 
 
 def test_masks_that_cannot_be_used_are_named(dataset, masks, tmp_path):
@@ -71,10 +81,10 @@ def test_masks_that_cannot_be_used_are_named(dataset, masks, tmp_path):
     write_image(masks / f"{first}_mask.png", grey)
     write_image(masks / f"{second}_mask.png", np.zeros((9, 12), np.uint8))
     (masks / f"{third}_mask.png").unlink()
-    cv2.imwrite(str(masks / f"{fourth}.bmp"), np.zeros((64, 64), np.uint8))
-    with pytest.raises(InputError, match=r"none of the 4 cases .* has 3 grey levels from 20 to 230; give a mask"):
+    cv2.imwrite(str(masks / f"{fourth}_mask.bmp"), np.zeros((64, 64), np.uint8))
+    with pytest.raises(InputError, match=r"none of the 4 cases .* has 3 levels from 20 to 230"):
         evaluate(MaskFolder.open(masks), Layout.open(dataset), NAMES)
-    (masks / f"{fourth}.bmp").unlink()
+    (masks / f"{fourth}_mask.bmp").rename(masks / f"{fourth}.bmp")  # the image's own name goes first
     failures = evaluate(MaskFolder.open(masks), Layout.open(dataset), NAMES).failures
     assert [case for case, _ in failures] == [first, second, third]
     assert "9 x 12 pixels and its image 60 x 90" in failures[1][1]

@@ -135,6 +135,8 @@ def test_several_recipes_may_teach_together(tmp_path):
         ({"networks": "one"}, "give a list of the grid's networks"),
         ({"teachers": {"recipe": "short"}}, "give a recipe and a network"),
         ({"teachers": [{"recipe": "short", "network": "three"}, "short"]}, "has 'short'; give a recipe and a network"),
+        ({"teachers": []}, "at least one"),
+        ({"teachers": [{"recipe": "short", "network": "three"}] * 2}, "each once"),
         ({"teachers": {"recipe": "short", "network": "nobody"}}, "names the network 'nobody'"),
         ({"teachers": {"recipe": "later", "network": "one"}}, "put that recipe first"),
         ({"start": {"recipe": "later"}}, "put that recipe first"),

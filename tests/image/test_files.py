@@ -142,6 +142,12 @@ def test_a_dark_mask_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:
         path.write_bytes(encoded(".png", (GREY > 127) * np.uint8(level)))
         with pytest.raises(InputError, match=f"drawn with level {level} of 255; draw it white"):
             read_mask(path)
+    path.write_bytes(encoded(".png", (GREY > 127) * np.uint16(1)))
+    with pytest.raises(InputError, match="drawn with level 1 of 65535"):
+        read_mask(path)
+    path.write_bytes(encoded(".tif", (GREY > 127) * np.float32(0.25)))
+    with pytest.raises(InputError, match=r"drawn with level 0.25 of 1;"):
+        read_mask(path)
     path.write_bytes(encoded(".png", np.zeros((20, 24), np.uint8)))
     assert not read_mask(path).any()
 

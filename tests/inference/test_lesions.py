@@ -62,6 +62,14 @@ def test_a_rectangle_has_the_moments_of_a_continuous_one() -> None:
     assert lesion.perimeter == pytest.approx(0.980 * 2 * (39 + 11) - 4 * 0.091, rel=1e-12)
 
 
+@pytest.mark.parametrize(("height", "width", "angle"), [(30, 7, 90), (7, 30, 0), (7, 7, 0), (31, 31, 0), (1, 9, 0), (9, 1, 90)])
+def test_the_angle_of_an_upright_region_is_exact(height: int, width: int, angle: float) -> None:
+    mask = np.zeros((50, 60), bool)
+    mask[11 : 11 + height, 13 : 13 + width] = True
+    (lesion,) = measure(mask, mask.astype(np.float32))
+    assert lesion.angle == angle
+
+
 def test_single_pixels_and_lines() -> None:
     mask = np.zeros((9, 9), bool)
     mask[4, 5] = True

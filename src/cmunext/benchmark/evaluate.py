@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.predicted import MaskFolder, classes_of, measured_classes, predicted
+from cmunext.benchmark.predicted import MaskFolder, measured_classes, predicted, source_classes
 from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
 from cmunext.data.dataset import original_of, read_case, resize_mask
@@ -56,7 +56,7 @@ def evaluate(
         raise UsageError("the size of comparison is network, and masks have none; compare them at native size")
     if not names:
         raise UsageError("there is no case to measure; give at least one name")
-    classes = classes_of(source)
+    classes = source_classes(source)
     if len(classes) != layout.classes:
         what = "masks" if isinstance(source, MaskFolder) else "weights"
         raise InputError(

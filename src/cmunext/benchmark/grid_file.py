@@ -256,6 +256,8 @@ class _Reader:
                     f"teachers of recipes.{name} in {self.file} has {one!r}; give a recipe and a network of the grid, or a list of such"
                 )
         by = tuple((str(one["recipe"]), str(one["network"])) for one in teachers)
+        if taught == [] or len(set(by)) < len(by):
+            raise UsageError(f"teachers of recipes.{name} in {self.file} is {taught!r}; give at least one, and each once")
         chosen = recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
         return _RecipeEntry(chosen, tuple(only) if only else None, by, self.start(name, start) if start is not None else None)
 

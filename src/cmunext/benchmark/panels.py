@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.predicted import MaskFolder, classes_of, measured_classes, predicted
+from cmunext.benchmark.predicted import MaskFolder, measured_classes, predicted, source_classes
 from cmunext.data.dataset import read_case
 from cmunext.data.layout import Layout
 from cmunext.image.overlay import COLOURS, ORANGE, SKY, Colour
@@ -27,7 +27,7 @@ def panels(source: Segmenter | MaskFolder, layout: Layout, case: str, box: tuple
     Three uint8 h x w x 3 (RGB). Raises InputError or OSError when the case cannot be read.
     """
     image, truth = read_case(layout, case)
-    kept = measured_classes(classes_of(source))
+    kept = measured_classes(source_classes(source))
     mask = predicted(source, case, image, (image.shape[0], image.shape[1]))[0][kept]
     truth = truth[kept]
     shown: list[tuple[NDArray[np.bool_], Sequence[Colour]]] = [(truth[:0], COLOURS), (truth, COLOURS), (mask, COLOURS)]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmunext.data.layout import files_by_name
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import read_grey
+from cmunext.image.files import read_levels
 from cmunext.inference.segmenter import BACKGROUND, Segmenter
 
 SEGMENTED = "_mask"  # what `segment` adds to the name of an image
@@ -33,16 +33,23 @@ class MaskFolder:
     def open(cls, root: str | os.PathLike[str], classes: int = 1) -> "MaskFolder":
         """List a folder of masks of so many classes; nothing is decoded. One class may lie in the folder itself.
 
-        Raises UsageError when it is not a folder, or one of the classes is not there.
+        Raises UsageError when it is not a folder, one of the classes is not there, or there are more.
         """
         root = Path(root)
         folders = [root / str(number) for number in range(classes)]
         if classes == 1 and not folders[0].is_dir():
             folders = [root]
-        for folder in folders:
-            if not folder.is_dir() or not files_by_name(folder):
-                raise UsageError(f"{folder} holds no mask; give a folder of masks called as the images are, such as NAME.png")
-        return cls(root, tuple(files_by_name(folder) for folder in folders))
+        if (root / str(classes)).is_dir():
+            raise UsageError(
+                f"{root} has masks of more classes than the dataset, which has {classes}; leave only 0/, 1/, ... of these"
+            )
+        files = tuple(files_by_name(folder) if folder.is_dir() else {} for folder in folders)
+        for folder, found in zip(folders, files, strict=True):
+            if not found:
+                raise UsageError(
+                    f"{folder} holds no mask; give a folder of masks called as the images are, NAME.png, or weights (of a run, a file in it)"
+                )
+        return cls(root, files)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,12 +59,12 @@ class MaskFolder:
     def read(self, name: str, size: tuple[int, int]) -> NDArray[np.bool_]:
         """The masks of a case, bool K x H x W, `size` = (H, W); foreground is what is not black.
 
-        Raises InputError when one is missing, of another size, or has more levels than black and one other.
+        Raises InputError when one is missing, of another size, or has other levels than black and one more.
         """
         return np.stack([_read(self._only(files, name), size) for files in self.files])
 
     def _only(self, files: Mapping[str, tuple[Path, ...]], name: str) -> Path:
-        found = (*files.get(name, ()), *files.get(name + SEGMENTED, ()))
+        found = files.get(name) or files.get(name + SEGMENTED, ())
         if not found:
             raise InputError(f"{name!r} has no mask in {self.root}; add {name}.png, all black where nothing was found")
         if len(found) > 1:
@@ -75,7 +82,7 @@ def predicted(
     return source.preprocessing.binarise(probability), probability
 
 
-def classes_of(source: Segmenter | MaskFolder) -> tuple[str, ...]:
+def source_classes(source: Segmenter | MaskFolder) -> tuple[str, ...]:
     """The names of all its classes."""
     return source.classes if isinstance(source, MaskFolder) else source.metadata.classes
 
@@ -86,7 +93,7 @@ def measured_classes(classes: Sequence[str]) -> list[int]:
 
 
 def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    levels = read_grey(path)
+    levels = read_levels(path)
     if levels.shape != size:
         raise InputError(
             f"{path} is {levels.shape[0]} x {levels.shape[1]} pixels and its image {size[0]} x {size[1]}; bring the mask to the image's size"
@@ -94,6 +101,6 @@ def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     values = np.unique(levels)
     if len(values) > 2 or (len(values) == 2 and values[0] != 0):
         raise InputError(
-            f"{path} has {len(values)} grey levels from {values[0]} to {values[-1]}; give a mask, black and one other"
+            f"{path} has {len(values)} levels from {values[0]:g} to {values[-1]:g}, and a mask is black and one other; threshold it"
         )
-    return levels > 0
+    return levels != 0

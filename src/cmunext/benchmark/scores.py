@@ -130,9 +130,10 @@ class Evaluation:
         if self.hd95 is not None:
             summary["hd95_median"] = float(np.median(self.hd95))
         summary["learnt_from"] = self.learnt_from
+        summary["reliability"] = {}
         if self.reliability:
             summary["ece_pooled"] = float(average([one.expected_calibration_error for one in self.reliability])[0])
-        summary["reliability"] = {label: one.bins() for label, one in zip(self.classes, self.reliability, strict=False)}
+            summary["reliability"] = {label: one.bins() for label, one in zip(self.classes, self.reliability, strict=True)}
         summary[f"share_iou_below_{MISS}"] = float((per_image["iou"] < MISS).mean())
         no_truth, no_prediction = self.counts.tp + self.counts.fn == 0, self.counts.tp + self.counts.fp == 0
         summary["empty"] = {

@@ -93,7 +93,8 @@ def write_worst(
         write_image(folder / name, contact_sheet(tiles[start : start + PER_SHEET], legend(evaluation.classes), COLUMNS, GAP))
         body.append(f'<figure><img src="{name}" alt="The cases of the table below"></figure>\n')
         body.append(_table(start + 1, worst[start : start + PER_SHEET]))
-    for label, reliability in zip(evaluation.classes, evaluation.reliability, strict=False):  # masks have none
+    labels = evaluation.classes if evaluation.reliability else ()  # masks have none
+    for label, reliability in zip(labels, evaluation.reliability, strict=True):
         body.append(f"<h2>Calibration{': ' + html.escape(label) if len(evaluation.classes) > 1 else ''}</h2>\n")
         error = reliability.expected_calibration_error
         body.append(f"<p>Share of foreground by predicted probability, over all pixels; expected calibration error {error:.4f}. ")

@@ -168,7 +168,7 @@ def _check_out(out: Path | None, weights: str, list_file: Path | None, dataset: 
             raise UsageError(f"--out is {out}, the {what} itself; give another name, such as scores.csv")
     if out.exists() and not is_scores(out):
         raise UsageError(f"--out is {out}, which is there and is no score table; give another name, such as scores.csv")
-    if out.suffix.lower() not in ("", ".csv", ".txt"):
+    if out.suffix.lower() in (".xlsx", ".xls", ".ods", ".json"):
         raise UsageError(f"--out is {out}, and scores are written as CSV; name it {out.with_suffix('.csv').name}")
 
 

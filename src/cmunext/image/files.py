@@ -56,14 +56,13 @@ def read_grey(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     1-bit files give 0 and 255. 16-bit levels are divided by 257, so that full scale is 255; real numbers up to 1 are multiplied
     by 255, others clipped to 0..255. `np.unique` of the result tells whether a mask is strictly binary. Raises as `read_image`.
     """
+    return _in_8_bits(read_levels(path, max_pixels), path)
+
+
+def read_levels(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Read the levels of a mask as they are stored: H x W of any depth, the brightest channel of each pixel. Raises as `read_image`."""
     pixels = _decode(path, max_pixels)
-    levels = pixels if pixels.ndim == 2 else pixels.max(axis=2)
-    if levels.dtype == np.uint8:
-        return levels
-    if levels.dtype == np.uint16:
-        return np.round(levels / 257).astype(np.uint8)
-    levels = _finite(levels, path)
-    return np.round(np.clip(levels * 255 if levels.max() <= 1 else levels, 0, 255)).astype(np.uint8)
+    return pixels if pixels.ndim == 2 else pixels.max(axis=2)
 
 
 def read_mask(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
@@ -71,10 +70,12 @@ def read_mask(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
 
     Raises as `read_image`; and InputError for a mask that is dark but not black, which would otherwise be read as empty.
     """
-    levels = read_grey(path, max_pixels)
-    if 0 < (brightest := int(levels.max())) <= 127:
+    stored = read_levels(path, max_pixels)
+    levels = _in_8_bits(stored, path)
+    if stored.any() and levels.max() <= 127:
+        full = np.iinfo(stored.dtype).max if np.issubdtype(stored.dtype, np.integer) else 1 if stored.max() <= 1 else 255
         raise InputError(
-            f"{path}: its foreground is drawn with level {brightest} of 255; draw it white (255) on black (0), as `cmunext prepare` does"
+            f"{path}: its foreground is drawn with level {stored.max():g} of {full}; draw it white (255) on black (0), as `cmunext prepare` does"
         )
     return levels > 127
 
@@ -228,6 +229,15 @@ def silence_opencv() -> None:
     """Keep OpenCV's own log lines off stderr: what they are about, our errors say in a sentence."""
     log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 has it at the top, 5 in a module of its own
     log.setLogLevel(0)
+
+
+def _in_8_bits(levels: NDArray[Any], path: StrPath) -> NDArray[np.uint8]:
+    if levels.dtype == np.uint8:
+        return levels
+    if levels.dtype == np.uint16:
+        return np.round(levels / 257).astype(np.uint8)
+    levels = _finite(levels, path)
+    return np.round(np.clip(levels * 255 if levels.max() <= 1 else levels, 0, 255)).astype(np.uint8)
 
 
 def _finite(pixels: NDArray[Any], path: StrPath) -> NDArray[np.float64]:

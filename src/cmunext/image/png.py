@@ -14,7 +14,7 @@ except ModuleNotFoundError:  # no wheel for this processor
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LEVEL = 1
-MOST_STORED = 16_000_000  # beyond it memory is worth more than the time
+MOST_STORED = 4_000_000  # beyond it little time is won, and memory spent
 SUB = 1  # the filter of every row: each value less the one a pixel to the left
 COLOUR_TYPES = {1: 0, 3: 2}  # channels -> grey, RGB
 
@@ -35,8 +35,10 @@ def encode(image: NDArray[np.uint8]) -> bytes:
 def stored(compressed: bytes) -> bytes:
     """The content of IDAT chunks with its compression undone (in "stored" blocks): OpenCV's own zlib would take twice the time for it.
 
-    What is damaged or would grow beyond `MOST_STORED` bytes is returned as it is.
+    What is damaged or would grow beyond `MOST_STORED` bytes is returned as it is, and everything where there is no ISA-L.
     """
+    if compressor is zlib:
+        return compressed
     inflate = compressor.decompressobj()
     try:
         rows = inflate.decompress(compressed, MOST_STORED)

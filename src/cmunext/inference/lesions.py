@@ -90,12 +90,11 @@ def _measure_region(
     class_index: int,
     spacing: Spacing | None,
 ) -> Lesion:
-    sums = cv2.moments(region.view(np.uint8), binaryImage=True)
-    area = int(sums["m00"])
-    centroid = sums["m10"] / area, sums["m01"] / area
-    moments = (
-        np.array([[sums["mu20"], sums["mu11"]], [sums["mu11"], sums["mu02"]]]) / area + np.eye(2) / 12
-    )  # 1/12: of a unit square
+    sums = cv2.moments(region.view(np.uint8))  # of whole numbers, so exact
+    area, x, y, xx, xy, yy = (int(sums[name]) for name in ("m00", "m10", "m01", "m20", "m11", "m02"))
+    centroid = x / area, y / area
+    spread = np.array([[xx * area - x * x, xy * area - x * y], [xy * area - x * y, yy * area - y * y]], np.float64)
+    moments = spread / area**2 + np.eye(2) / 12  # 1/12: of a unit square
     border = _border(region)
     major, minor = _axes(moments)
     return Lesion(

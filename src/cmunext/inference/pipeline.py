@@ -28,7 +28,7 @@ def overlapped(
     """Bring each item through `prepare`, `run` and `finish`, and yield it with what came of it, in the order of the items.
 
     `run` is called in the caller's thread, with the prepared ones of `batch` items; `finish` in `jobs` threads of helpers; `prepare`
-    in these too, and in the caller's, which would otherwise wait for busy helpers. At most 2 (jobs + batch) items are on their way
+    in these too, and in the caller's, which would otherwise wait for busy helpers. At most 2 jobs + 3 batch items are on their way
     at a time, however many there are. An item whose `prepare` raises an InputError is yielded with that error; whatever else is
     raised ends the iteration, as does closing it: what has begun is finished then, and nothing else is begun.
     """
