@@ -56,4 +56,4 @@ def test_the_base_network_of_a_checkout_on_the_official_list(busi):
         pytest.skip("there is no zoo/cmunext-busi.onnx beside this installation")
     summary = evaluate(Segmenter.load("cmunext-busi", "onnxruntime"), busi, busi.read_list("busi_val1.txt")).summary()
     assert (summary["n"], summary["learnt_from"]) == (195, 0)
-    assert summary["per_image"]["iou"] == pytest.approx(0.6535, abs=0.002)
+    assert summary["per_image"]["iou"] == pytest.approx(0.6816, abs=0.002)
