@@ -105,34 +105,46 @@ def test_closing_early_finishes_what_has_begun_and_leaves_no_helper() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmunext")]
 
 
-def test_a_caller_that_would_wait_prepares_what_no_helper_has_begun() -> None:
-    caller, preparing, finishing = threading.get_ident(), set(), set()
+@pytest.mark.parametrize("busy", ["prepare", "finish"])
+def test_a_caller_that_would_wait_prepares_what_no_helper_has_begun(busy: str) -> None:
+    """The only helper is kept busy by the first item until the caller has prepared one."""
+    caller, helped = threading.get_ident(), threading.Event()
 
     def prepare(item: int) -> int:
-        preparing.add(threading.get_ident())
-        if item == 7 and threading.get_ident() == caller:
-            raise InputError("7 is bad")
+        if threading.get_ident() == caller:
+            helped.set()
+            raise InputError(f"{item} is bad")
+        assert item or busy != "prepare" or helped.wait(10), "the caller waited"
         return item
 
-    def busy(item: int, prepared: int, raw: int) -> int:
-        finishing.add(threading.get_ident())
-        time.sleep(0.01)
+    def run(batch: list[int]) -> list[int]:
+        time.sleep(0.01)  # the helper has prepared by then whatever was handed in before
+        return double(batch)
+
+    def finish(item: int, prepared: int, raw: int) -> int:
+        assert threading.get_ident() != caller
+        assert item or busy != "finish" or helped.wait(10), "the caller waited"
         return raw
 
-    outcomes = dict(overlapped(range(20), prepare, double, busy, 1))
+    outcomes = dict(overlapped(range(20), prepare, run, finish, 1))
     assert list(outcomes) == list(range(20))
-    assert all(outcomes[item] == 2 * item for item in outcomes if item != 7)
-    assert caller in preparing
-    assert caller not in finishing
+    bad = {item for item, outcome in outcomes.items() if isinstance(outcome, InputError)}
+    assert bad
+    assert all(str(outcomes[item]) == (f"{item} is bad" if item in bad else f"{2 * item}") for item in outcomes)
+
+
+def test_a_caller_that_is_interrupted_while_it_prepares_leaves_no_helper() -> None:
+    caller = threading.get_ident()
+
+    def prepare(item: int) -> int:
+        if threading.get_ident() == caller:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        return item
+
     with pytest.raises(KeyboardInterrupt):
-        list(overlapped(range(20), lambda item: _interrupted(item, caller), double, busy, 1))
+        list(overlapped(range(20), prepare, double, lambda item, prepared, raw: raw, 1))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmunext")]
-
-
-def _interrupted(item: int, caller: int) -> int:
-    if threading.get_ident() == caller:
-        raise KeyboardInterrupt
-    return item
 
 
 def cores_of_helpers(jobs: int) -> set[frozenset[int]]:
