@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from cmunext.data.layout import files_by_name
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_levels
+from cmunext.inference.results import MASK
 from cmunext.inference.segmenter import BACKGROUND, Segmenter
-
-SEGMENTED = "_mask"  # what `segment` adds to the name of an image
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class MaskFolder:
         return np.stack([_read(self._only(files, name), size) for files in self.files])
 
     def _only(self, files: Mapping[str, tuple[Path, ...]], name: str) -> Path:
-        found = files.get(name) or files.get(name + SEGMENTED, ())
+        found = files.get(name) or files.get(name + MASK, ())
         if not found:
             raise InputError(f"{name!r} has no mask in {self.root}; add {name}.png, all black where nothing was found")
         if len(found) > 1:

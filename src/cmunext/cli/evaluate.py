@@ -117,7 +117,7 @@ def evaluate(
     stratifications = standard_strata(evaluation)
     stratifications |= {name: [of_case[case] for case in evaluation.cases] for name, of_case in asked.items()}
     document = {
-        "masks" if isinstance(source, MaskFolder) else "weights": _described(weights, source),
+        **_described(weights, source),
         "dataset": str(dataset),
         "list": {
             "file": None if list_file is None else str(list_file),
@@ -193,17 +193,19 @@ def _what(document: dict[str, Any], evaluation: "Evaluation") -> str:
     return f"{weights['source']} ({weights['backend']}, {weights['precision']}) on {cases}, {evaluation.at} size"
 
 
-def _described(given: str, source: "Segmenter | MaskFolder") -> dict[str, str | None]:
-    from cmunext.inference.segmenter import Segmenter
+def _described(given: str, source: "Segmenter | MaskFolder") -> dict[str, dict[str, str | None]]:
+    from cmunext.benchmark.predicted import MaskFolder
 
-    if not isinstance(source, Segmenter):
-        return {"source": given}
+    if isinstance(source, MaskFolder):
+        return {"masks": {"source": given}}
     return {
-        "source": given,
-        "sha256": _sha256(Path(given)),
-        "network": source.metadata.network,
-        "backend": source.backend.name,
-        "precision": source.backend.precision,
+        "weights": {
+            "source": given,
+            "sha256": _sha256(Path(given)),
+            "network": source.metadata.network,
+            "backend": source.backend.name,
+            "precision": source.backend.precision,
+        }
     }
 
 

@@ -104,9 +104,7 @@ def prepare(
     table = _table_file(download.table, dst)
 
     notes: dict[str, frozenset[str]] = {}
-    labels: dict[
-        int, tuple[int, str]
-    ] = {}  # number of a class -> the first label that its foreground is drawn with, and in which case
+    labels: dict[int, tuple[int, str]] = {}  # number of a class -> the first label of its foreground, and in which case
     skipped = list(download.unpaired)
 
     def decoded(chosen: Sequence[Source]) -> Iterator[tuple[Source, _Case]]:

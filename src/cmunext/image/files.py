@@ -72,7 +72,7 @@ def read_mask(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
     """
     stored = read_levels(path, max_pixels)
     levels = _in_8_bits(stored, path)
-    if stored.any() and levels.max() <= 127:
+    if levels.max() <= 127 and stored.any():
         full = np.iinfo(stored.dtype).max if np.issubdtype(stored.dtype, np.integer) else 1 if stored.max() <= 1 else 255
         raise InputError(
             f"{path}: its foreground is drawn with level {stored.max():g} of {full}; draw it white (255) on black (0), as `cmunext prepare` does"

@@ -21,6 +21,7 @@ from cmunext.inference.pipeline import helpers, overlapped
 from cmunext.inference.records import Records
 from cmunext.inference.segmenter import BACKGROUND, Segmentation, Segmenter
 
+MASK = "_mask"  # what the name of an image gets for that of its mask
 SAVE_EVERY = 5.0  # seconds between two savings of the records
 
 
@@ -76,8 +77,7 @@ def segment_files(
         return image, segmenter.preprocessing.to_input(image)
 
     def run(prepared: list[tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> NDArray[np.float32]:
-        inputs = [x for _, x in prepared]
-        return segmenter.predict_batch(np.concatenate(inputs) if len(inputs) > 1 else inputs[0])
+        return segmenter.predict_inputs([x for _, x in prepared])
 
     def finish(
         source: Path, prepared: tuple[NDArray[np.uint8], NDArray[np.float32]], logits: NDArray[np.float32]
@@ -153,4 +153,4 @@ def _planes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _outputs(folder: Path, name: str, classes: Sequence[str]) -> tuple[list[Path], Path]:
     """The masks, one a class, and the overlay."""
     endings = [""] if len(classes) == 1 else ["_" + "".join(c if c.isalnum() else "-" for c in each) for each in classes]
-    return [folder / f"{name}_mask{ending}.png" for ending in endings], folder / f"{name}_overlay.png"
+    return [folder / f"{name}{MASK}{ending}.png" for ending in endings], folder / f"{name}_overlay.png"

@@ -1,5 +1,6 @@
 """Image -> Segmentation: the road that the command, the Python API, evaluation and the demo all take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -108,6 +109,10 @@ class Segmenter:
         if not np.isfinite(logits).all():
             raise InputError("the network gives NaN or infinite logits: its weights are damaged; copy or train them again")
         return logits
+
+    def predict_inputs(self, inputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """`predict_batch` of inputs that come one by one, as `preprocessing.to_input` makes them; a single one is not copied."""
+        return self.predict_batch(np.concatenate(inputs) if len(inputs) > 1 else inputs[0])
 
     def __call__(self, image: str | PathLike[str] | NDArray[np.uint8], spacing: Spacing | None = None) -> Segmentation:
         """Segment one image.

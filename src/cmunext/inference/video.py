@@ -136,7 +136,7 @@ def _run(
     results = overlapped(
         all_frames(),
         lambda frame: segmenter.preprocessing.to_input(frame[1]),
-        lambda prepared: segmenter.predict_batch(np.concatenate(prepared)),
+        segmenter.predict_inputs,
         finish,
         jobs=helpers,
         batch=1 if live else batch,
