@@ -4,7 +4,7 @@
 
 GELU(x) = max(x, 0) - u q(u) with u = |x| and q(u) = 1 - Phi(u), the normal distribution's tail. q is interpolated between 0 and `top` at
 Chebyshev's points, in powers of u - top / 2; from `top` on, u is taken as `top`. Errors are those of float32 arithmetic with fused
-multiply-adds.
+multiply-adds, where of many terms the even and the odd ones are summed apart.
 """
 
 import numpy as np
@@ -21,13 +21,23 @@ def terms(top: float, degree: int) -> np.ndarray:
     return (chebyshev.cheb2poly(fitted) / middle ** np.arange(degree + 1)).astype(np.float32)
 
 
+def horner(coefficients: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The polynomial at `x`, each step rounded once to float32, as a fused multiply-add does."""
+    y = np.full(x.shape, coefficients[-1], np.float32)
+    for term in coefficients[-2::-1]:
+        y = (y * x.astype(np.float64) + term).astype(np.float32)
+    return y
+
+
 def gelu(x: np.ndarray, top: float, coefficients: np.ndarray) -> np.ndarray:
     """What the engine computes, for float32 `x`."""
     u = np.minimum(abs(x), np.float32(top))
     t = (u - np.float32(top / 2)).astype(np.float64)
-    y = np.full_like(x, coefficients[-1])
-    for term in coefficients[-2::-1]:
-        y = (y * t + term).astype(np.float32)  # rounded once, as a fused multiply-add does
+    if len(coefficients) > 8:
+        squared = (t * t).astype(np.float32)
+        y = (horner(coefficients[1::2], squared) * t + horner(coefficients[::2], squared)).astype(np.float32)
+    else:
+        y = horner(coefficients, t)
     return (np.maximum(x, 0) - u.astype(np.float64) * y).astype(np.float32)
 
 

@@ -155,6 +155,30 @@ def test_the_matrix_unit(odd: Path, empty_cache: Path, tmp_path: Path) -> None:
             assert np.abs(tiles - exact).mean() < 1.2 * np.abs(vectors - exact).mean()  # as far from float32, and no farther
 
 
+@on_x86
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the system for tiles as Linux wants it")
+@pytest.mark.parametrize("unit", ["vectors", "tiles"])
+def test_bfloat16_on_any_processor(odd: Path, unit: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code for AVX-512 and for the matrix unit, its instructions in plain C++ (avx512_in_cpp): the same sums, at any speed."""
+    header = Path(__file__).with_name("avx512_in_cpp")
+    macros = ["AVX512F", "AVX512DQ", "AVX512BF16", *(["AMX_TILE", "AMX_BF16"] if unit == "tiles" else [])]
+    flags = (flag.replace("native", "haswell") for flag in library.FLAGS)
+    monkeypatch.setattr(library, "FLAGS", (*flags, f"-I{header}", *(f"-D__{macro}__" for macro in macros)))
+    assert library.load_library().cmunext_bfloat16() == (2 if unit == "tiles" else 1)
+    for size in SIZES:
+        check_equal(odd, size)
+        batch = inputs(odd, size)
+        exact = open_weights(odd, "native", threads=1)(batch)
+        one, two = (open_weights(odd, "native", precision="bfloat16", threads=threads)(batch) for threads in (1, 2))
+        np.testing.assert_array_equal(one, two)
+        assert 1e-4 < np.abs(one - exact).mean() / np.abs(exact).mean() < 0.2  # random weights, through some thirty layers
+    path = bundled("cmunext-s-busi")
+    found, expected = (
+        open_weights(path, "native", precision=each)(inputs(path, (256, 256))) > 0 for each in ("bfloat16", "float32")
+    )
+    assert (found & expected).sum() / (found | expected).sum() > 0.998
+
+
 def test_a_library_that_computes_wrongly_is_not_kept(
     odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

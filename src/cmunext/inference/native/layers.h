@@ -20,10 +20,35 @@ struct Reader {
 enum Activation { NONE, RELU, GELU };
 
 // y = activation(x + bias) * scale + shift, an entry each output
-struct Follower {
+class Follower {
   int activation = NONE;
   bool scaled = false;
   std::vector<float> bias, scale, shift;
+
+ public:
+  struct Output {  // the entries of one
+    int activation;
+    bool scaled;
+    Vector bias, scale = {}, shift = {};
+
+    Output(const Follower& outputs, int number)
+        : activation(outputs.activation), scaled(outputs.scaled), bias(all(outputs.bias[number])) {
+      if (scaled) scale = all(outputs.scale[number]), shift = all(outputs.shift[number]);
+    }
+
+    template <class T, int ACTIVATION>
+    Vector after(Vector x) const {
+      x += bias;
+      if (ACTIVATION == RELU) x = larger(x, all(0));
+      if (ACTIVATION == GELU) x = T::gelu(x);
+      return scaled ? x * scale + shift : x;
+    }
+
+    template <class T>
+    Vector apply(Vector x) const {
+      return activation == RELU ? after<T, RELU>(x) : activation == GELU ? after<T, GELU>(x) : after<T, NONE>(x);
+    }
+  };
 
   void read(Reader& from, int outputs) {
     activation = from.next(), scaled = from.next();
@@ -36,13 +61,6 @@ struct Follower {
     if (scaled) take(scale), take(shift);
   }
 
-  template <class T>
-  Vector apply(Vector x, int output) const {
-    if (activation == RELU) return after<T, RELU>(x, output);
-    if (activation == GELU) return after<T, GELU>(x, output);
-    return after<T, NONE>(x, output);
-  }
-
   // Outputs first to first + count: sums at [output - first][vector] become cells at to[vector] + number of the cell * pitch.
   template <class T>
   void write(const float* sums, size_t sums_pitch, int first, int count, int vectors, typename T::Cell* const* to, size_t pitch) const {
@@ -53,22 +71,15 @@ struct Follower {
 
  private:
   template <class T, int ACTIVATION>
-  Vector after(Vector x, int output) const {
-    x += all(bias[output]);
-    if (ACTIVATION == RELU) x = larger(x, all(0));
-    if (ACTIVATION == GELU) x = T::gelu(x);
-    return scaled ? x * scale[output] + all(shift[output]) : x;
-  }
-
-  template <class T, int ACTIVATION>
   __attribute__((noinline)) void write_all(const float* sums, size_t sums_pitch, int first, int count, int vectors, typename T::Cell* const* to,
                                            size_t pitch) const {
     for (int i = 0; i < count; i += T::CHANNELS) {
       const float* from = sums + i * sums_pitch;
       const size_t offset = (first + i) / T::CHANNELS * pitch;
+      const Output outputs[2] = {{*this, first + i}, {*this, first + i + T::CHANNELS - 1}};  // the first and the last channel of a cell
       for (int j = 0; j < vectors; j++) {
         Vector y[T::CHANNELS];
-        UNROLL for (int c = 0; c < T::CHANNELS; c++) y[c] = after<T, ACTIVATION>(load(from + c * sums_pitch + j * LANES), first + i + c);
+        UNROLL for (int c = 0; c < T::CHANNELS; c++) y[c] = outputs[c].template after<T, ACTIVATION>(load(from + c * sums_pitch + j * LANES));
         T::write(to[j] + offset, y);
       }
     }
@@ -94,7 +105,7 @@ __attribute__((noinline)) void multiply(const typename T::Cell* const* from, Win
   for (int row = 0; row < window.rows; row++) {
     for (int column = 0; column < window.columns; column++, weights += BLOCK) {
       typename T::Cells x[N];
-      UNROLL for (int j = 0; j < N; j++) x[j] = T::cells(start[j] + column);
+      UNROLL for (int j = 0; j < N; j++) x[j] = held(T::cells(start[j] + column));
       UNROLL for (int i = 0; i < BLOCK; i++) UNROLL for (int j = 0; j < N; j++) sum[i][j] = T::dot(sum[i][j], weights[i], x[j]);
     }
     UNROLL for (int j = 0; j < N; j++) start[j] += window.pitch;
@@ -123,9 +134,9 @@ struct Weights {
   Buffer<Cell> packed;
 
   template <class Weight>
-  void pack(int outputs, int inputs, int kernel, Weight weight) {
+  void pack(int outputs, int inputs, int kernel_rows, int kernel_columns, Weight weight) {
     int cells = rounded_up(inputs, T::CHANNELS) / T::CHANNELS;
-    rows = cells * kernel, columns = kernel, blocks = rounded_up(outputs, BLOCK) / BLOCK;
+    rows = cells * kernel_rows, columns = kernel_columns, blocks = rounded_up(outputs, BLOCK) / BLOCK;
     packed.resize(size_t(blocks) * BLOCK * rows * columns);
     Cell* to = packed.start;
     for (int output = 0; output < blocks * BLOCK; output += BLOCK)
@@ -137,44 +148,10 @@ struct Weights {
   void multiply_block(int number, const Cell* const* from, int vectors, size_t window_pitch, float* const* to, size_t pitch) const {
     const Cell* weights = packed.start + size_t(number) * BLOCK * rows * columns;
     const Window window{rows, columns, window_pitch};
-    int j = 0;
-    for (; j + WIDE <= vectors; j += WIDE) multiply<T, WIDE>(from + j, window, weights, to + j, pitch);
-    for (; j < vectors; j++) multiply<T, 1>(from + j, window, weights, to + j, pitch);
-  }
-};
-
-// A convolution in groups, and what follows it.
-template <class T>
-struct Dense {
-  typedef typename T::Cell Cell;
-  int outputs = 0, kernel = 1;
-  std::vector<Weights<T>> groups;
-  Follower follower;
-
-  void read(Reader& from) {
-    int inputs = from.next();
-    outputs = from.next();
-    groups.resize(from.next());
-    kernel = from.next();
-    int count = groups.size(), in = inputs / count, out = outputs / count;
-    const float* weights = from.take(size_t(outputs) * in * kernel * kernel);
-    for (int group = 0; group < count; group++)
-      groups[group].pack(out, in, kernel, [&](int output, int input, int row, int column) {
-        return weights[((size_t(group * out + output) * in + input) * kernel + row) * kernel + column];
-      });
-    follower.read(from, outputs);
-  }
-
-  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for 16 * (vectors * LANES + MARGIN) numbers.
-  void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch, float* sums) const {
-    const Weights<T>& weights = groups[group];
-    const size_t sums_pitch = vectors * LANES + MARGIN;
-    std::vector<float*> sums_of(vectors);
-    for (int j = 0; j < vectors; j++) sums_of[j] = sums + j * LANES;
-    for (int number = 0; number < weights.blocks; number++) {
-      weights.multiply_block(number, from, vectors, window_pitch, sums_of.data(), sums_pitch);
-      int first = outputs / int(groups.size()) * group + number * weights.block;
-      follower.write<T>(sums, sums_pitch, first, weights.block, vectors, to, pitch);
+    for (int j = 0, n; j < vectors; j += n) {
+      n = vectors - j == 4 ? 2 : std::min(vectors - j, WIDE);  // a single one keeps the core half as busy
+      auto* with = n == 1 ? multiply<T, 1> : n == 2 ? multiply<T, 2> : multiply<T, WIDE>;
+      with(from + j, window, weights, to + j, pitch);
     }
   }
 };
@@ -197,7 +174,8 @@ struct Depthwise {
 
   void run(bool residual, const Cell* const* from, const Map<T>& map, int vectors, Cell* const* to, size_t pitch) const {
     const size_t row_pitch = size_t(map.cells) * map.pitch;
-    for (int cell = 0; cell < channels / T::CHANNELS; cell++)
+    for (int cell = 0; cell < channels / T::CHANNELS; cell++) {
+      const Follower::Output outputs[2] = {{follower, cell * T::CHANNELS}, {follower, cell * T::CHANNELS + T::CHANNELS - 1}};
       for (int first = 0; first < vectors; first += AT_ONCE) {
         const Cell* start[AT_ONCE];
         for (int j = 0; j < AT_ONCE; j++) start[j] = from[std::min(first + j, vectors - 1)] + size_t(cell) * map.pitch;
@@ -206,12 +184,13 @@ struct Depthwise {
         for (int j = 0; j < AT_ONCE && first + j < vectors; j++) {
           Vector y[T::CHANNELS];
           UNROLL for (int c = 0; c < T::CHANNELS; c++) {
-            y[c] = follower.apply<T>(sum[c][j], cell * T::CHANNELS + c);
+            y[c] = outputs[c].template apply<T>(sum[c][j]);
             if (residual) y[c] += T::channel(T::cells(start[j] + kernel / 2 * (row_pitch + 1)), c);
           }
           T::write(to[first + j] + cell * pitch, y);
         }
       }
+    }
   }
 
  private:

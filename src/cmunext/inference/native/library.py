@@ -22,7 +22,8 @@ from cmunext.inference.processor import processor
 from cmunext.storage import cache_folder, replacing
 
 SOURCES = tuple(
-    Path(__file__).parent / name for name in ("engine.cpp", "tiles.h", "steps.h", "threads.h", "layers.h", "map.h", "vectors.h")
+    Path(__file__).parent / name
+    for name in ("engine.cpp", "tiles.h", "steps.h", "dense.h", "winograd.h", "threads.h", "layers.h", "map.h", "vectors.h")
 )
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-pthread", "-shared", "-fPIC", "-w")

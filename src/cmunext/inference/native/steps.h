@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "layers.h"
+#include "dense.h"
 #include "threads.h"
 
 // The maps of a network, the threads that share the work of its steps, and memory for each of them.
@@ -49,6 +49,22 @@ class Pass : public Step<T> {
   std::unique_ptr<Depthwise<T>> depthwise;  // the first layer is this, or dense[0]
   std::vector<Dense<T>> dense;
 
+  // Rows of pixels, of a map or between two layers: pixel x of row y has its cells at start + y * row_pitch + x, `pitch` apart.
+  struct Strip {
+    Cell* start;
+    size_t pitch, row_pitch;
+
+    Strip from_row(int y) const { return {start + y * row_pitch, pitch, row_pitch}; }
+
+    // Where the vectors of `rows` rows begin.
+    std::vector<Cell*> vectors(int rows, int columns) const {
+      std::vector<Cell*> places;
+      for (int y = 0; y < rows; y++)
+        for (int x = 0; x < columns; x += LANES) places.push_back(start + y * row_pitch + x);
+      return places;
+    }
+  };
+
  public:
   explicit Pass(Reader& from) {
     if (from.next()) depthwise = std::make_unique<Depthwise<T>>();
@@ -71,54 +87,71 @@ class Pass : public Step<T> {
     const int lines = widest / T::CHANNELS, columns = rounded_up(map.width, LANES);
     int rows = std::max(STRIP / lines / columns, (2 * LANES + columns - 1) / columns);
     rows = std::min(rows, (map.height + space.threads.number() - 1) / space.threads.number());
-    space.share((map.height + rows - 1) / rows, [&](int strip, int thread) {
-      run_strip(space, thread, strip * rows, std::min(map.height, (strip + 1) * rows), lines, rows * columns + MARGIN, logits);
+    const int first_rows = is_lifted() ? Winograd::ROWS : rows;
+    rows = std::min(rows, first_rows);
+    space.share((map.height + first_rows - 1) / first_rows, [&](int strip, int thread) {
+      run_strip(space, thread, strip * first_rows, std::min(map.height, (strip + 1) * first_rows), first_rows, rows, lines, logits);
     });
   }
 
  private:
-  void run_strip(Workspace<T>& space, int thread, int first, int end, int lines, int pitch, float* logits) const {
-    const Map<T>& map = space.maps[sources[0]];
-    const int vectors = rounded_up(map.width, LANES) / LANES * (end - first);
-    Cell* between[2];
-    const size_t sums_size = 16 * size_t(vectors * LANES + MARGIN);
-    float* sums = space.of_thread(thread, sums_size + size_t(2) * lines * pitch);
-    between[0] = reinterpret_cast<Cell*>(sums + sums_size);
-    between[1] = between[0] + size_t(lines) * pitch;
-    std::vector<const Cell*> from(vectors);
-    std::vector<Cell*> to(vectors);
-    const int layers = dense.size() + (depthwise ? 1 : 0);
-    for (int n = 0; n < layers; n++) {
-      bool to_map = n + 1 == layers && target >= 0;
-      size_t to_pitch = to_map ? space.maps[target].pitch : pitch;
-      for (int j = 0; j < vectors; j++)
-        to[j] = to_map ? space.maps[target].vector_at(first, j) : between[n % 2] + j * LANES;
-      if (n > 0) {
-        for (int j = 0; j < vectors; j++) from[j] = between[1 - n % 2] + j * LANES;
-        dense[n - (depthwise ? 1 : 0)].run(0, from.data(), pitch, vectors, to.data(), to_pitch, sums);
-        continue;
-      }
-      for (size_t group = 0; group < sources.size(); group++) {
-        const Map<T>& source = space.maps[sources[group]];
-        for (int j = 0; j < vectors; j++) from[j] = source.vector_at(first - reach(), j) - reach();
-        if (depthwise)
-          depthwise->run(residual, from.data(), source, vectors, to.data(), to_pitch);
-        else
-          dense[0].run(group, from.data(), source.pitch, vectors, to.data(), to_pitch, sums);
-      }
-    }
-    if (target >= 0)
-      space.maps[target].clear_tails(first, end);
-    else
-      write_logits(between[(layers - 1) % 2], pitch, first, end, map, logits);
+  bool is_lifted() const { return !depthwise && !dense[0].lifted.empty(); }
+  size_t lifted_size(const Map<T>& map) const { return is_lifted() ? Winograd::scratch_size(map.cells, map.width) : 0; }
+
+  static Strip strip_of(const Map<T>& map, int y, int margin = 0) {
+    return {map.line(y - margin, 0) - margin, size_t(map.pitch), size_t(map.cells) * map.pitch};
   }
 
-  void write_logits(const Cell* result, int pitch, int first, int end, const Map<T>& map, float* logits) const {
-    const int columns = rounded_up(map.width, LANES);
+  // The first layer over the rows from `first` to `end`, at most `first_rows`; the others over `rows` of them at a time.
+  void run_strip(Workspace<T>& space, int thread, int first, int end, int first_rows, int rows, int lines, float* logits) const {
+    const Map<T>& map = space.maps[sources[0]];
+    const int layers = dense.size() + (depthwise ? 1 : 0);
+    const size_t columns = rounded_up(map.width, LANES), first_pitch = first_rows * columns + MARGIN, pitch = rows * columns + MARGIN;
+    const size_t sums_size = 16 * first_pitch, between_size = lines * pitch;
+    const size_t first_size = first_pitch * (depthwise ? depthwise->channels : rounded_up(dense[0].outputs, 16)) / T::CHANNELS;
+    float* sums = space.of_thread(thread, sums_size + first_size + 2 * between_size + lifted_size(map));
+    float* scratch = sums + sums_size;
+    Cell* cells = reinterpret_cast<Cell*>(scratch + lifted_size(map));
+    const Strip before{cells, first_pitch, columns};
+    const Strip between[2] = {{cells + first_size, pitch, columns}, {cells + first_size + between_size, pitch, columns}};
+    run_first(space, first, end, layers == 1 && target >= 0 ? strip_of(space.maps[target], first) : before, sums, scratch);
+    for (int y = first; y < end && (layers > 1 || target < 0); y += rows) {
+      const int last = std::min(end, y + rows);
+      Strip from = before.from_row(y - first);
+      for (int n = 1; n < layers; n++) {
+        const Strip to = n + 1 == layers && target >= 0 ? strip_of(space.maps[target], y) : between[n % 2];
+        const auto sources_of = from.vectors(last - y, columns), places = to.vectors(last - y, columns);
+        dense[n - (depthwise ? 1 : 0)].run(0, sources_of.data(), from.pitch, places.size(), places.data(), to.pitch, sums);
+        from = to;
+      }
+      if (target < 0) write_logits(from, y, last, map, logits);
+    }
+    if (target >= 0) space.maps[target].clear_tails(first, end);
+  }
+
+  void run_first(const Workspace<T>& space, int first, int end, const Strip& to, float* sums, float* scratch) const {
+    const Map<T>& map = space.maps[sources[0]];
+    const auto places = to.vectors(end - first, rounded_up(map.width, LANES));
+    for (size_t group = 0; group < sources.size(); group++) {
+      const Map<T>& source = space.maps[sources[group]];
+      if (is_lifted()) {
+        dense[0].run_lifted(group, source, first, places.data(), to.pitch, sums, scratch);
+        continue;
+      }
+      const Strip windows = strip_of(source, first, reach());
+      const auto from = windows.vectors(end - first, rounded_up(map.width, LANES));
+      if (depthwise)
+        depthwise->run(residual, from.data(), source, places.size(), places.data(), to.pitch);
+      else
+        dense[0].run(group, from.data(), source.pitch, places.size(), places.data(), to.pitch, sums);
+    }
+  }
+
+  void write_logits(const Strip& result, int first, int end, const Map<T>& map, float* logits) const {
     for (int output = 0; output < dense.back().outputs; output++)
       for (int y = first; y < end; y++)
         for (int x = 0; x < map.width; x += LANES) {
-          const Cell* cells = result + output / T::CHANNELS * pitch + (y - first) * columns + x;
+          const Cell* cells = result.start + output / T::CHANNELS * result.pitch + (y - first) * result.row_pitch + x;
           Vector v = T::channel(T::cells(cells), output % T::CHANNELS);
           memcpy(logits + (size_t(output) * map.height + y) * map.width + x, &v, sizeof(float) * std::min(LANES, map.width - x));
         }
@@ -168,7 +201,7 @@ class Upsampling : public Step<T> {
     const int inputs = from.next(), outputs = from.next();
     const float* weights = from.take(size_t(outputs) * inputs * TAPS);
     for (int tap = 0; tap < TAPS; tap++)
-      taps[tap].pack(outputs, inputs, 1, [&](int output, int input, int, int) { return weights[(size_t(output) * inputs + input) * TAPS + tap]; });
+      taps[tap].pack(outputs, inputs, 1, 1, [&](int output, int input, int, int) { return weights[(size_t(output) * inputs + input) * TAPS + tap]; });
     follower.read(from, outputs);
   }
 
@@ -256,6 +289,7 @@ class Upsampling : public Step<T> {
   void write_row(Workspace<T>& space, int output, int y, const float* columns, size_t pitch) const {
     const Map<T>&small = space.maps[source], &large = space.maps[target];
     Cell* to = large.line(y, output / T::CHANNELS);
+    const Follower::Output outputs[2] = {{follower, output}, {follower, output + T::CHANNELS - 1}};
     for (int x = 0; x < small.width; x += LANES) {
       Vector left[T::CHANNELS], right[T::CHANNELS];
       for (int c = 0; c < T::CHANNELS; c++) {
@@ -264,7 +298,7 @@ class Upsampling : public Step<T> {
         Vector odd = .75f * (load(a) + load(b) + load(d + 1)) + .25f * (load(a - 1) + load(b + 1) + load(d));
         if (x == 0) even[0] -= .75f * a[-1] + .25f * a[0];  // the column outside at the left, and at the right
         if (int e = small.width - 1 - x; e < LANES) odd[e] -= .25f * d[e] + .75f * d[e + 1];
-        even = follower.apply<T>(even, output + c), odd = follower.apply<T>(odd, output + c);
+        even = outputs[c].template apply<T>(even), odd = outputs[c].template apply<T>(odd);
         left[c] = woven_first(even, odd), right[c] = woven_last(even, odd);
       }
       T::write(to + 2 * x, left);

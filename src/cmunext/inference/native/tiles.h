@@ -76,9 +76,9 @@ struct Weights<Tiles> {
   Buffer<Cell> packed;  // [block][column][row / depth][output][row % depth]
 
   template <class Weight>
-  void pack(int outputs, int inputs, int kernel, Weight weight) {
+  void pack(int outputs, int inputs, int kernel_rows, int kernel_columns, Weight weight) {
     const int cells = rounded_up(inputs, Tiles::CHANNELS) / Tiles::CHANNELS, padded = rounded_up(outputs, 8);
-    rows = cells * kernel, columns = kernel, block = padded % 16 ? 8 : 16, blocks = padded / block;
+    rows = cells * kernel_rows, columns = kernel_columns, block = padded % 16 ? 8 : 16, blocks = padded / block;
     for (depth = 16; rows % depth;) depth--;
     packed.resize(size_t(padded) * rows * columns);
     Cell* to = packed.start;

@@ -11,6 +11,7 @@
 #include <immintrin.h>
 constexpr int LANES = 16, WIDE = 2, BLOCK = 8;  // WIDE vectors of pixels x BLOCK outputs are summed in registers at a time
 #elif defined(__AVX__)
+#include <immintrin.h>
 constexpr int LANES = 8, WIDE = 3, BLOCK = 4;
 #elif defined(__aarch64__)
 constexpr int LANES = 4, WIDE = 3, BLOCK = 8;
@@ -28,10 +29,24 @@ static inline Vector load(const float* from) { return *reinterpret_cast<const Lo
 static inline void store(float* to, Vector x) { *reinterpret_cast<Loose*>(to) = x; }
 static inline Vector all(float x) { return Vector{} + x; }
 
+// The same value, in a register from here on: a compiler that has but 16 of them would rather load it anew for each of its uses.
+template <class Any>
+static inline Any held(Any x) {
+#if defined(__SSE__) && !defined(__AVX512F__)
+  asm("" : "+x"(x));
+#endif
+  return x;
+}
+
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 static inline Vector larger(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline Vector magnitude(Vector x, float top) {  // min(|x|, top)
   return (Vector)_mm512_range_ps((__m512)x, (__m512)all(top), 0b1010);
+}
+#elif defined(__AVX__)
+static inline Vector larger(Vector a, Vector b) { return (Vector)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline Vector magnitude(Vector x, float top) {  // min(|x|, top)
+  return (Vector)_mm256_min_ps((__m256)((Integers)x & 0x7fffffff), (__m256)all(top));
 }
 #else
 static inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
@@ -61,11 +76,14 @@ static inline Vector woven_last(Vector a, Vector b) { return Count<LANES>::woven
 
 // GELU(x) = max(x, 0) - u q(u), u = |x|, with the tail q of the normal distribution as a polynomial up to `top`: tools/gelu_polynomials.py. Its error
 // in float32 has a root mean square of 3e-8, like float32 arithmetic itself; in bfloat16 of 1.5e-4, a tenth of what its rounding makes.
+// Of many terms, the even and the odd ones are summed apart, so that half as many additions wait for each other.
 template <int TERMS>
 static inline Vector gelu_by(const float (&terms)[TERMS], float top, Vector x) {
-  Vector u = magnitude(x, top), t = u - all(top / 2), q = all(terms[TERMS - 1]);
-  UNROLL for (int k = TERMS - 2; k >= 0; k--) q = q * t + all(terms[k]);
-  return larger(x, all(0)) - u * q;
+  constexpr int CHAINS = TERMS > 8 ? 2 : 1;
+  const Vector u = magnitude(x, top), t = u - all(top / 2), power = CHAINS == 2 ? t * t : t;
+  Vector sums[2] = {};
+  UNROLL for (int k = TERMS - 1; k >= 0; k--) sums[k % CHAINS] = k < TERMS - CHAINS ? sums[k % CHAINS] * power + all(terms[k]) : all(terms[k]);
+  return larger(x, all(0)) - u * (CHAINS == 2 ? sums[1] * t + sums[0] : sums[0]);
 }
 
 struct Nothing {};
@@ -90,6 +108,7 @@ struct BFloat16 {
   typedef Nothing Scope;
   typedef uint32_t Cell;
   typedef __m512i Cells;
+  typedef int16_t Halves __attribute__((vector_size(64)));
   static constexpr int CHANNELS = 2;
 
   static uint32_t rounded(float x) {  // to the nearest, ties to even
@@ -106,10 +125,9 @@ struct BFloat16 {
     return (Vector)(second ? _mm512_and_si512(x, _mm512_set1_epi32(0xffff0000)) : _mm512_slli_epi32(x, 16));
   }
   static void write(Cell* to, const Vector* channels) {
-    static const __m512i woven = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
-                                                  23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)channels[1], (__m512)channels[0]);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(woven, both));
+    const Halves both = (Halves)_mm512_cvtne2ps_pbh((__m512)channels[1], (__m512)channels[0]);
+    _mm512_storeu_si512(to, (__m512i)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,  //
+                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
   }
   static Vector gelu(Vector x) { return gelu_by(GELU, 4.0f, x); }
   static constexpr float GELU[] = {0.0227501318f, -0.0542965308f, 0.0546090156f, -0.0265113711f, 0.00323444139f, 0.0022147873f, -0.000675117772f};
