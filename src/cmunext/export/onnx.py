@@ -84,7 +84,9 @@ def export(
             model = _quantize(model, metadata, temporary, samples)
         _save(model, metadata, temporary, arithmetic)
         reference = Segmenter(TorchBackend(weights.network, metadata, "cpu"))
-        report = parity.compare(reference, Segmenter(runtime.load(temporary)), samples, 1 if size else parity.BATCH)
+        report = parity.compare(
+            reference, Segmenter(runtime.load(temporary, as_it_stands=True)), samples, 1 if size else parity.BATCH
+        )
         if precision == "float32" and report.max_abs_diff > parity.LOGITS:
             report = replace(report, rounding=parity.rounding(weights.network, samples))
         parity.require(report, precision)

@@ -15,26 +15,17 @@ source for each group of its first layer: what Skip-Fusion puts side by side is 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from cmunext.errors import InputError
+from cmunext.inference.onnx_reading import Reading, attributes
 
 CHANNELS = 8  # what every map but the image's has a multiple of
 LARGEST_KERNEL = 15
 
-# What ONNX takes for attributes that a node does not have, where they matter here.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "Conv": {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET", "group": 1},
-    "MaxPool": {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET", "ceil_mode": 0},
-    "BatchNormalization": {"epsilon": 1e-5, "training_mode": 0},
-    "Gelu": {"approximate": b"none"},
-    "Resize": {"mode": b"nearest", "coordinate_transformation_mode": b"half_pixel"},
-}
 HALVES = {"strides": [2, 2], "kernel_shape": [2, 2], "pads": [0] * 4, "dilations": [1, 1], "auto_pad": b"NOTSET", "ceil_mode": 0}
 
 PASS, POOLING, UPSAMPLING = range(3)
@@ -214,60 +205,29 @@ def _place(value: str, steps: _Steps) -> int:
     return steps.place[value]
 
 
-class _Graph:
-    """The nodes of a model in order, each read once, and the constants."""
+class _Graph(Reading):
+    """The nodes of a model in order, each read once."""
 
     def __init__(self, graph: onnx.GraphProto):
-        self._constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-        self._nodes: list[onnx.NodeProto] = []
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            elif node.op_type == "Cast" and node.input[0] in self._constants:  # weights that are stored as float16
-                self._constants[node.output[0]] = self._constants[node.input[0]].astype(np.float32)
-            else:
-                self._nodes.append(node)
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self._nodes:
-            for value in node.input:
-                self._readers.setdefault(value, []).append(node)
+        super().__init__(graph)
         self._read: set[str] = set()  # nodes, by what they give
-        self.output = graph.output[0].name
 
     def unread(self) -> Iterator[onnx.NodeProto]:
         """The nodes in order, without those that were read as part of another."""
-        for node in self._nodes:
+        for node in self.nodes:
             if node.output[0] not in self._read:
                 yield node
 
-    def only_reader(self, value: str) -> onnx.NodeProto | None:
-        """The node that reads a value, where it is one alone."""
-        readers = self._readers.get(value, [])
-        return readers[0] if len(readers) == 1 and value != self.output else None
-
-    def options(self, node: onnx.NodeProto, **wanted: Any) -> bool:
-        """Whether a node's attributes are these."""
-        held = _attributes(node)
-        return all(held.get(name) == value for name, value in wanted.items())
-
-    def doubles(self, node: onnx.NodeProto) -> bool:
-        """Whether a Resize is bilinear upsampling by two with half-pixel centres."""
-        scales = self._constants.get(node.input[2]) if len(node.input) == 3 else None
-        by_two = scales is not None and scales.tolist() == [1, 1, 2, 2]
-        centres = (b"half_pixel", b"pytorch_half_pixel")
-        held = _attributes(node)
-        return by_two and held["mode"] == b"linear" and held["coordinate_transformation_mode"] in centres
-
     def layer(self, node: onnx.NodeProto, peek: bool = False) -> _Layer:
         """A convolution with what follows it; the nodes count as read then, unless one only wants to `peek`."""
-        if len(node.input) < 2 or any(value not in self._constants for value in node.input[1:]):
+        if len(node.input) < 2 or any(value not in self.constants for value in node.input[1:]):
             raise _Unfit("a convolution whose weights are not constants")
-        weights = self._constants[node.input[1]].astype(np.float32)
+        weights = self.constants[node.input[1]].astype(np.float32)
         kernel = weights.shape[2] if weights.ndim == 4 else 0
         square = weights.ndim == 4 and kernel == weights.shape[3] and kernel % 2 == 1 and kernel <= LARGEST_KERNEL
         if not square or not self.options(node, strides=[1, 1], dilations=[1, 1], pads=[kernel // 2] * 4, auto_pad=b"NOTSET"):
             raise _Unfit("a convolution that is not square, odd and padded to keep its size")
-        bias = self._constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weights))
+        bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weights))
         nodes, activation, affine, residual = [node], 0, None, False
         if (reader := self.only_reader(nodes[-1].output[0])) is not None and reader.op_type in ACTIVATIONS:
             if reader.op_type == "Gelu" and not self.options(reader, approximate=b"none"):
@@ -286,19 +246,14 @@ class _Graph:
             nodes.append(reader)
         if not peek:
             self._read.update(each.output[0] for each in nodes)
-        groups = _attributes(node)["group"]
+        groups = attributes(node)["group"]
         if len(weights) % groups or any(part.shape != (len(weights),) for part in (bias, *(affine or ()))):
             raise _Unfit("a convolution whose parts do not fit each other")
         return _Layer(weights, bias.astype(np.float32), groups, activation, affine, residual, nodes[-1].output[0])
 
     def _scale_and_shift(self, norm: onnx.NodeProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if any(name not in self._constants for name in norm.input[1:]) or _attributes(norm)["training_mode"]:
+        if any(name not in self.constants for name in norm.input[1:]) or attributes(norm)["training_mode"]:
             raise _Unfit("a normalisation by other numbers than constants")
-        gain, offset, mean, variance = (self._constants[name].astype(np.float64) for name in norm.input[1:])
-        scale = gain / np.sqrt(variance + _attributes(norm)["epsilon"])
+        gain, offset, mean, variance = (self.constants[name].astype(np.float64) for name in norm.input[1:])
+        scale = gain / np.sqrt(variance + attributes(norm)["epsilon"])
         return scale.astype(np.float32), (offset - mean * scale).astype(np.float32)
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes, with ONNX's own values for those that it does not have."""
-    return {**DEFAULTS.get(node.op_type, {}), **{each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}}
