@@ -27,7 +27,7 @@ install-all: $(VENV)/all.stamp
 
 $(VENV)/light.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --no-compile --editable .
 	touch $@
 
 $(VENV)/all.stamp: pyproject.toml constraints.txt

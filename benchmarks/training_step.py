@@ -9,8 +9,8 @@ Both with the average of weights, which the baseline does not have to keep. Neit
 in processes of their own, because the C library's options hold for a whole process, and take turns.
 
 With each network stand the bounds of a step: its operations (three times the forward pass's) over the rate of a large matrix product, and the
-bytes of its activations, each layer reading and writing its own (twice forward, three times backward, 2 bytes each), over the rate of a copy,
-both measured here. A step of separate kernels cannot be faster than the larger bound; one that fuses layers can pass the second.
+bytes of its activations, each layer reading and writing its own (twice forward, three times backward, as wide as our step's numbers), over the rate of
+a copy, both measured here. A step of separate kernels cannot be faster than the larger bound; one that fuses layers can pass the second.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import numpy as np
 
 BATCH, SIDE, ROUNDS = 8, 256, 5
 STEPS = {"cpu": 3, "cuda": 30}  # a round
-BYTES, FORWARD_PASSES, PASSES = 2, 3, 5  # of a bfloat16 value; of operations and of activations in a whole step
+FORWARD_PASSES, PASSES = 3, 5  # of operations and of activations in a whole step
 
 
 def baseline(name: str, threads: int, device: str) -> Callable[[], Any]:
@@ -99,9 +99,11 @@ def bounds(name: str, threads: int, device: str) -> dict[str, float]:
 
     from cmunext import networks
     from cmunext.benchmark.cost import strict_macs
+    from cmunext.training import host
 
     torch.set_num_threads(threads)
     network = networks.create(name).eval()
+    dtype = torch.bfloat16 if device == "cuda" or host.has_bfloat16() else torch.float32
     values = 0
 
     def count(module: Any, given: Any, output: Any) -> None:
@@ -114,9 +116,9 @@ def bounds(name: str, threads: int, device: str) -> dict[str, float]:
     with torch.no_grad():
         network(torch.zeros(1, 3, SIDE, SIDE))
     gigaflop = 2 * FORWARD_PASSES * BATCH * strict_macs(network, torch.zeros(1, 3, SIDE, SIDE)) / 1e9
-    gigabytes = values * BATCH * BYTES * PASSES / 1e9  # `values`: the mean of what goes in and what comes out
+    gigabytes = values * BATCH * dtype.itemsize * PASSES / 1e9  # `values`: the mean of what goes in and what comes out
     side = 8192 if device == "cuda" else 2048
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
     memory = torch.zeros(2**28 if device == "cuda" else 2**26, device=device)
     other = torch.empty_like(memory)
     teraflops = 2 * side**3 / fastest(lambda: matrix @ matrix, device) / 1e12

@@ -27,8 +27,14 @@ COMMANDS = {  # name -> (module, what it does), in the order of the help; a modu
 
 
 def run() -> None:
-    """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted or out of time."""
-    sys.exit(main(sys.argv[1:]))
+    """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted or out of time, 141 nobody reads on."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `cmunext --help | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
 
 
 def main(arguments: list[str]) -> int:
