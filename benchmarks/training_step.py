@@ -9,8 +9,8 @@ Both with the average of weights, which the baseline does not have to keep. Neit
 in processes of their own, because the C library's options hold for a whole process, and take turns.
 
 With each network stand the bounds of a step: its operations (three times the forward pass's) over the rate of a large matrix product, and the
-bytes of its activations, each layer reading and writing its own (twice forward, three times backward, as wide as our step's numbers), over the rate of
-a copy, both measured here. A step of separate kernels cannot be faster than the larger bound; one that fuses layers can pass the second.
+bytes of its activations, each layer reading and writing its own (twice forward, three times backward, in the precision of our step), over the
+rate of a copy, both measured here. A step of separate kernels cannot be faster than the larger bound; one that fuses layers can pass the second.
 """
 
 import argparse
