@@ -85,7 +85,7 @@ class Pass : public Step<T> {
     int widest = depthwise ? depthwise->channels : 0;
     for (const Dense<T>& layer : dense) widest = std::max(widest, rounded_up(layer.outputs, 16));
     const int lines = widest / T::CHANNELS, columns = rounded_up(map.width, LANES);
-    int rows = std::max(STRIP / lines / columns, (2 * LANES + columns - 1) / columns);
+    int rows = std::max(STRIP / lines / columns, (T::TOGETHER * LANES + columns - 1) / columns);
     rows = std::min(rows, (map.height + space.threads.number() - 1) / space.threads.number());
     const int first_rows = is_lifted() ? Winograd::ROWS : rows;
     rows = std::min(rows, first_rows);

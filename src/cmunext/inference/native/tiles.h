@@ -66,6 +66,7 @@ class TileScope {
 
 struct Tiles : BFloat16 {
   typedef TileScope Scope;
+  static constexpr int TOGETHER = 4;
 };
 
 template <>
@@ -95,46 +96,45 @@ struct Weights<Tiles> {
     const Cell* weights = packed.start + size_t(number) * block * rows * columns;
     settle(weights);
     int j = 0;
-    for (; j + 4 <= vectors; j += 4) multiply_four(weights, from + j, window_pitch, to + j, pitch);
-    for (; j < vectors; j++) multiply_one(weights, from[j], window_pitch, to[j], pitch);
+    for (; j + 4 <= vectors; j += 4) multiply<4>(weights, from + j, window_pitch, to + j, pitch);
+    if (vectors - j == 3) multiply<3>(weights, from + j, window_pitch, to + j, pitch);
+    if (vectors - j == 2) multiply<2>(weights, from + j, window_pitch, to + j, pitch);
+    if (vectors - j == 1) multiply<1>(weights, from + j, window_pitch, to + j, pitch);
     settle(to);
   }
 
  private:
-  void multiply_four(const Cell* weights, const Cell* const* from, size_t window_pitch, float* const* to, size_t pitch) const {
+  // N vectors: a product takes three times as long as the unit needs between two that do not wait for each other.
+  template <int N>
+  void multiply(const Cell* weights, const Cell* const* from, size_t window_pitch, float* const* to, size_t pitch) const {
     const size_t stride = sizeof(Cell) * window_pitch, weights_stride = sizeof(Cell) * depth;
     _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if constexpr (N > 1) _tile_zero(1);
+    if constexpr (N > 2) _tile_zero(2);
+    if constexpr (N > 3) _tile_zero(3);
     for (int column = 0; column < columns; column++)
       for (int row = 0; row < rows; row += depth, weights += block * depth) {
         const size_t offset = row * window_pitch + column;
         _tile_loadd(4, weights, weights_stride);
         _tile_loadd(5, from[0] + offset, stride);
         _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, from[1] + offset, stride);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, from[2] + offset, stride);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, from[3] + offset, stride);
-        _tile_dpbf16ps(3, 4, 5);
+        if constexpr (N > 1) {
+          _tile_loadd(6, from[1] + offset, stride);
+          _tile_dpbf16ps(1, 4, 6);
+        }
+        if constexpr (N > 2) {
+          _tile_loadd(7, from[2] + offset, stride);
+          _tile_dpbf16ps(2, 4, 7);
+        }
+        if constexpr (N > 3) {
+          _tile_loadd(5, from[3] + offset, stride);
+          _tile_dpbf16ps(3, 4, 5);
+        }
       }
     _tile_stored(0, to[0], sizeof(float) * pitch);
-    _tile_stored(1, to[1], sizeof(float) * pitch);
-    _tile_stored(2, to[2], sizeof(float) * pitch);
-    _tile_stored(3, to[3], sizeof(float) * pitch);
-  }
-
-  void multiply_one(const Cell* weights, const Cell* from, size_t window_pitch, float* to, size_t pitch) const {
-    _tile_zero(0);
-    for (int column = 0; column < columns; column++)
-      for (int row = 0; row < rows; row += depth, weights += block * depth) {
-        _tile_loadd(4, weights, sizeof(Cell) * depth);
-        _tile_loadd(5, from + row * window_pitch + column, sizeof(Cell) * window_pitch);
-        _tile_dpbf16ps(0, 4, 5);
-      }
-    _tile_stored(0, to, sizeof(float) * pitch);
+    if constexpr (N > 1) _tile_stored(1, to[1], sizeof(float) * pitch);
+    if constexpr (N > 2) _tile_stored(2, to[2], sizeof(float) * pitch);
+    if constexpr (N > 3) _tile_stored(3, to[3], sizeof(float) * pitch);
   }
 };
 

@@ -93,6 +93,7 @@ struct Float32 {
   typedef float Cell;
   typedef Vector Cells;
   static constexpr int CHANNELS = 1;  // of a cell
+  static constexpr int TOGETHER = 2;  // vectors of pixels that a strip has at least, so that sums need not wait for each other
 
   static Cell pack(const float* channels) { return channels[0]; }
   static Cells cells(const Cell* from) { return load(from); }
@@ -110,6 +111,7 @@ struct BFloat16 {
   typedef __m512i Cells;
   typedef int16_t Halves __attribute__((vector_size(64)));
   static constexpr int CHANNELS = 2;
+  static constexpr int TOGETHER = 2;
 
   static uint32_t rounded(float x) {  // to the nearest, ties to even
     uint32_t bits;
