@@ -49,7 +49,7 @@ def by_onnxruntime(path: Path, image: np.ndarray) -> list[Layer]:
         options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnx_backend.open_session(path, options, ["CPUExecutionProvider"])
         for _ in range(RUNS):
             session.run(None, {INPUT: image})
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -85,6 +85,68 @@ def test_what_is_something_else_is_left(options):
     assert rewritten == direct
 
 
+def with_a_branch_that_reads_it():
+    """The upsampled map is read by a subgraph too."""
+    direct = model()
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", CHANNELS, "rows", "columns"])
+        branches[name] = helper.make_graph([helper.make_node("Relu", ["large"], [name])], name, [], [result])
+    direct.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    direct.graph.node.append(helper.make_node("If", ["always"], ["branch"], **branches))
+    direct.graph.output.append(helper.make_tensor_value_info("branch", TensorProto.FLOAT, ["n", CHANNELS, "rows", "columns"]))
+    return direct
+
+
+def with_a_name_taken():
+    direct = model()
+    direct.graph.node.append(helper.make_node("Relu", ["result"], ["sums.0.0"]))
+    direct.graph.output[0].name = "sums.0.0"
+    return direct
+
+
+def with_the_upsampled_as_a_result():
+    direct = model()
+    direct.graph.output.append(helper.make_tensor_value_info("large", TensorProto.FLOAT, ["n", CHANNELS, "rows", "columns"]))
+    return direct
+
+
+def in_float16():
+    direct = model()
+    for held in [each for each in direct.graph.initializer if each.name != "scales"]:
+        held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held).astype(np.float16), held.name))
+    direct.graph.node.insert(0, helper.make_node("Cast", ["image"], ["narrow"], to=TensorProto.FLOAT16))
+    direct.graph.node[1].input[0] = "narrow"
+    direct.graph.node.append(helper.make_node("Cast", ["result"], ["wide"], to=TensorProto.FLOAT))
+    direct.graph.output[0].name = "wide"
+    return direct
+
+
+def of_a_region():
+    direct = model()
+    direct.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), "roi"))
+    direct.graph.node[0].input[1] = "roi"
+    return direct
+
+
+@pytest.mark.parametrize(
+    "make", [with_a_branch_that_reads_it, with_a_name_taken, with_the_upsampled_as_a_result, in_float16, of_a_region]
+)
+def test_what_could_not_run_any_more_is_left(make):
+    direct, rewritten = make(), make()
+    assert convolve_before_upsampling(rewritten) == 0
+    image = np.random.default_rng(1).normal(size=(1, CHANNELS, 6, 4)).astype(np.float32)
+    for found, expected in zip(run(rewritten, image), run(direct, image), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_rewritten_graph_that_does_not_run_is_not_taken(monkeypatch):
+    path = weights_path("cmunext-s-busi", ".onnx")
+    monkeypatch.setattr(runtime, "WORTH_REWRITING", 0)
+    monkeypatch.setattr(runtime, "_rewritten", lambda path: b"no model")
+    assert runtime.load(path).metadata.network == "cmunext-s"
+
+
 def test_a_large_network_is_rewritten_where_it_is_opened(monkeypatch):
     path = weights_path("cmunext-s-busi", ".onnx")
     given = []

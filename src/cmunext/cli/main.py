@@ -30,7 +30,8 @@ def run() -> None:
     """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted or out of time, 141 nobody reads on."""
     try:
         code = main(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which a process without a standard output has not
+            sys.stdout.flush()
     except BrokenPipeError:  # `cmunext --help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

@@ -26,7 +26,7 @@ class Reading:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            elif node.op_type == "Cast" and node.input[0] in self.constants:
+            elif node.op_type == "Cast" and node.input[0] in self.constants and attributes(node)["to"] == onnx.TensorProto.FLOAT:
                 self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.float32)
             else:
                 self.nodes.append(node)
@@ -35,11 +35,13 @@ class Reading:
             for value in node.input:
                 self._readers.setdefault(value, []).append(node)
         self.output = graph.output[0].name
+        self._results = {each.name for each in graph.output}
+        self.names = {*self.constants, *self._readers, *(value for node in self.nodes for value in node.output)}
 
     def only_reader(self, value: str) -> onnx.NodeProto | None:
         """The node that reads a value, where it is one alone."""
         readers = self._readers.get(value, [])
-        return readers[0] if len(readers) == 1 and value != self.output else None
+        return readers[0] if len(readers) == 1 and value not in self._results else None
 
     def options(self, node: onnx.NodeProto, **wanted: Any) -> bool:
         """Whether a node's attributes are these."""
@@ -48,7 +50,8 @@ class Reading:
 
     def doubles(self, node: onnx.NodeProto) -> bool:
         """Whether a node is bilinear upsampling by two with half-pixel centres."""
-        scales = self.constants.get(node.input[2]) if node.op_type == "Resize" and len(node.input) == 3 else None
+        of_whole = node.op_type == "Resize" and len(node.input) == 3 and not node.input[1]
+        scales = self.constants.get(node.input[2]) if of_whole else None
         by_two = scales is not None and scales.tolist() == [1, 1, 2, 2]
         centres = (b"half_pixel", b"pytorch_half_pixel")
         held = attributes(node)

@@ -48,21 +48,6 @@ static inline __m512i _mm512_set1_epi32(uint32_t x) { return __m512i{} + int32_t
 static inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 static inline __m512i _mm512_slli_epi32(__m512i x, int bits) { return x << bits; }
 
-template <class... Numbers>
-static inline __m512i _mm512_set_epi16(Numbers... from_the_last) {
-  const uint16_t numbers[] = {uint16_t(from_the_last)...};
-  static_assert(sizeof(numbers) == 64);
-  __m512bh x;
-  for (int i = 0; i < 32; i++) x[i] = numbers[31 - i];
-  return (__m512i)x;
-}
-
-static inline __m512i _mm512_permutexvar_epi16(__m512i places, __m512i x) {
-  __m512bh result;
-  for (int i = 0; i < 32; i++) result[i] = ((__m512bh)x)[((__m512bh)places)[i] & 31];
-  return (__m512i)result;
-}
-
 static inline __m512bh _mm512_cvtne2ps_pbh(__m512 upper, __m512 lower) {
   __m512bh result;
   for (int i = 0; i < 16; i++) result[i] = to_bfloat16(lower[i]), result[16 + i] = to_bfloat16(upper[i]);

@@ -142,7 +142,12 @@ def _agreement(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> floa
 
 def _key(path: Path, threads: int | None) -> str:
     """Changes with the weights' bytes, the machine, the runtimes and the threads."""
-    runtimes = [_version("onnxruntime"), _version("openvino"), *([library.library_path().name] if "native" in _others() else [])]
+    runtimes = [
+        _version("onnxruntime"),
+        _version("onnx"),
+        _version("openvino"),
+        *([library.library_path().name] if "native" in _others() else []),
+    ]
     what = (processor(), cores(), runtimes, threads)
     return hashlib.sha256(path.read_bytes() + repr(what).encode()).hexdigest()
 

@@ -1,6 +1,7 @@
 """Networks in ONNX files, run by ONNX Runtime: neither training nor PyTorch is needed."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,9 +88,8 @@ def load(
         options.enable_mem_pattern = False
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     usable: list[Any] = [(name, dict(arguments)) for name, arguments in providers if name in present]
-    rewritten = None if as_it_stands or device != "cpu" else _rewritten(path)
     try:
-        session = onnxruntime.InferenceSession(rewritten or str(path), options, providers=usable)
+        session = open_session(path, options, usable, as_it_stands or device != "cpu")
     except Exception as error:  # ONNX Runtime's own errors have no common base
         reason = " ".join(str(error).split())[:160]
         raise no_model(path, reason) from error
@@ -105,19 +105,28 @@ def load(
     return OnnxBackend(session, metadata, computes_in, 1 if device == "cpu" else GPU_BATCH)
 
 
+def open_session(
+    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[Any], as_it_stands: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session of a file, with its graph rewritten unless it is to run `as_it_stands`. Raises what ONNX Runtime raises for the file."""
+    with suppress(
+        Exception
+    ):  # what cannot be rewritten, or not run then, runs as it stands; neither package's errors have a common base
+        if not as_it_stands and (rewritten := _rewritten(path)):
+            return onnxruntime.InferenceSession(rewritten, options, providers=providers)
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
 def _rewritten(path: Path) -> bytes | None:
-    """The model of a file with its graph as it runs fastest on a CPU; None where that is the file's own, or cannot be told."""
-    try:
-        if path.stat().st_size < WORTH_REWRITING or find_spec("onnx") is None:
-            return None
-        import onnx
-
-        from cmunext.inference.backends.onnx_graph import convolve_before_upsampling
-
-        model = onnx.load(path)
-        return model.SerializeToString() if convolve_before_upsampling(model) else None
-    except Exception:  # a file that is no model, which onnxruntime is about to tell; protobuf's errors have no common base
+    """The model of a file with its graph as it runs fastest on a CPU; None where that is the file's own."""
+    if path.stat().st_size < WORTH_REWRITING or find_spec("onnx") is None:
         return None
+    import onnx
+
+    from cmunext.inference.backends.onnx_graph import convolve_before_upsampling
+
+    model = onnx.load(path)
+    return model.SerializeToString() if convolve_before_upsampling(model) else None
 
 
 def _port(node: Any) -> Port:

@@ -16,38 +16,47 @@ from onnx import helper, numpy_helper
 from cmunext.inference.onnx_reading import Reading
 
 FEWEST_OUTPUTS = 32  # of a convolution; those of fewer gain nothing
+SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 DIRECT = {"strides": [1, 1], "dilations": [1, 1], "pads": [1] * 4, "auto_pad": b"NOTSET", "group": 1}
 
 
 def convolve_before_upsampling(model: onnx.ModelProto) -> int:
     """Rewrite, in place, each bilinear upsampling by two whose only reader is a 3 x 3 convolution. Gives how many there were."""
-    reading = Reading(model.graph)
-    upsampled = {node.output[0]: node.input[0] for node in reading.nodes if reading.doubles(node)}
+    graph = model.graph
+    if any(attribute.type in SUBGRAPHS for node in graph.node for attribute in node.attribute):
+        return 0  # what reads a value there is not seen here
+    reading = Reading(graph)
+    upsampled = {node.output[0]: node for node in reading.nodes if reading.doubles(node)}
     replaced = {
         node.output[0]: upsampled[node.input[0]]
         for node in reading.nodes
-        if node.op_type == "Conv" and node.input[0] in upsampled and reading.only_reader(node.input[0]) and _fits(node, reading)
+        if node.op_type == "Conv" and node.input[0] in upsampled and _fits(node, reading)
     }
+    dropped = {resize.output[0] for resize in replaced.values()}
+    unread = {name for node in graph.node if node.output[0] in replaced for name in node.input[1:]}
     nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
+    for node in graph.node:
         if node.output[0] in replaced:
-            weights = reading.constants[node.input[1]].astype(np.float32)
-            bias = reading.constants[node.input[2]].astype(np.float32)
-            nodes += _Writer(model.graph, node.output[0], len(weights)).write(replaced[node.output[0]], weights, bias)
-        elif not (
-            node.output[0] in upsampled and (reader := reading.only_reader(node.output[0])) and reader.output[0] in replaced
-        ):
+            weights, bias = (reading.constants[name] for name in node.input[1:])
+            nodes += _Writer(graph, node.output[0], len(weights)).write(replaced[node.output[0]].input[0], weights, bias)
+        elif node.output[0] not in dropped:
             nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    unread -= {name for node in nodes for name in node.input}
+    constants = [each for each in graph.initializer if each.name not in unread]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants)
     return len(replaced)
 
 
 def _fits(node: onnx.NodeProto, reading: Reading) -> bool:
-    if len(node.input) != 3 or any(value not in reading.constants for value in node.input[1:]):
+    parts = [reading.constants[name] for name in node.input[1:] if name in reading.constants]
+    if [part.dtype for part in parts] != [np.float32] * 2 or len(node.input) != 3 or node.domain not in ("", "ai.onnx"):
         return False
-    outputs, _, *kernel = reading.constants[node.input[1]].shape
-    return kernel == [3, 3] and outputs >= FEWEST_OUTPUTS and reading.options(node, **DIRECT)
+    outputs, _, *kernel = parts[0].shape
+    taken = any(name.startswith(f"{node.output[0]}.") for name in reading.names)
+    alone = reading.only_reader(node.input[0]) is not None and not taken
+    return alone and kernel == [3, 3] and outputs >= FEWEST_OUTPUTS and reading.options(node, **DIRECT)
 
 
 class _Writer:
