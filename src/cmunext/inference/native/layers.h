@@ -149,7 +149,7 @@ struct Weights {
     const Cell* weights = packed.start + size_t(number) * BLOCK * rows * columns;
     const Window window{rows, columns, window_pitch};
     for (int j = 0, n; j < vectors; j += n) {
-      n = vectors - j == 4 ? 2 : std::min(vectors - j, WIDE);  // a single one keeps the core half as busy
+      n = vectors - j == 4 ? 2 : std::min(vectors - j, WIDE);  // where it can be, none is left alone: it keeps the core half as busy
       auto* with = n == 1 ? multiply<T, 1> : n == 2 ? multiply<T, 2> : multiply<T, WIDE>;
       with(from + j, window, weights, to + j, pitch);
     }
