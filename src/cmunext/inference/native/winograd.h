@@ -60,7 +60,7 @@ class Winograd {
     const size_t pitch = pitch_of(source.width), row_pitch = source.cells * pitch;
     for (int channel = 0; channel < source.cells; channel++) {
       const float* rows[LIFTED];
-      for (int i = 0; i < LIFTED; i++) rows[i] = source.line(std::min(first - 1 + i, source.height), channel);  // which is zeros
+      for (int i = 0; i < LIFTED; i++) rows[i] = source.line(std::min(first - 1 + i, source.height), channel);  // the row behind the map is zeros
       float* to = lifted + channel * pitch;
       for (int i = 0; i < LIFTED; i++) store(to + i * row_pitch, all(0)), store(to + i * row_pitch + pitch - LANES, all(0));
       to += LANES;
