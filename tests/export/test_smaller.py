@@ -87,13 +87,13 @@ def test_int8_is_calibrated_and_keeps_narrow_convolutions(weights: Weights, samp
 def test_int8_depends_on_the_images_that_calibrate_it(weights: Weights, samples: Samples, tmp_path: Path) -> None:
     def scales(images: Samples, name: str) -> np.ndarray:
         exporter.export(weights, tmp_path / name, precision="int8", samples=images)
-        graph = onnx.load(tmp_path / name).graph
-        return np.array([numpy_helper.to_array(each) for each in graph.initializer if each.name == "cat_1_scale"])
+        held = {each.name: numpy_helper.to_array(each) for each in onnx.load(tmp_path / name).graph.initializer}
+        return np.array([value for key, value in sorted(held.items()) if key.endswith("_scale") and value.size == 1])  # of maps
 
     dark = Samples("dark", samples.images // 8, None, samples.preprocessing)
     first, second = scales(samples, "a.onnx"), scales(dark, "b.onnx")
-    assert first.size == 1
-    assert second < first
+    assert first.size > 20
+    assert (second < first).sum() > first.size // 2  # not in all: what is black is black in both
     np.testing.assert_array_equal(scales(samples, "c.onnx"), first)
 
 

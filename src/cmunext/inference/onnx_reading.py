@@ -26,7 +26,11 @@ class Reading:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            elif node.op_type == "Cast" and node.input[0] in self.constants and attributes(node).get("to") == onnx.TensorProto.FLOAT:
+            elif (
+                node.op_type == "Cast"
+                and node.input[0] in self.constants
+                and attributes(node).get("to") == onnx.TensorProto.FLOAT
+            ):
                 self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.float32)
             else:
                 self.nodes.append(node)
