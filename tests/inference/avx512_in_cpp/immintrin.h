@@ -55,11 +55,8 @@ static inline __m512bh _mm512_cvtne2ps_pbh(__m512 upper, __m512 lower) {
 }
 
 static inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
-  for (int half : {1, 0}) {
-    const int shift = half ? 0 : 16;
-    const __m512i mask = __m512i{} + int32_t(0xffff0000);
-    sum += (__m512)(((__m512i)a << shift) & mask) * (__m512)(((__m512i)b << shift) & mask);
-  }
+  const __m512i upper = __m512i{} + int32_t(0xffff0000);
+  for (int shift : {0, 16}) sum += (__m512)(((__m512i)a << shift) & upper) * (__m512)(((__m512i)b << shift) & upper);
   return sum;
 }
 

@@ -109,9 +109,8 @@ def open_session(
     path: Path, options: onnxruntime.SessionOptions, providers: Sequence[Any], as_it_stands: bool = False
 ) -> onnxruntime.InferenceSession:
     """A session of a file, with its graph rewritten unless it is to run `as_it_stands`. Raises what ONNX Runtime raises for the file."""
-    with suppress(
-        Exception
-    ):  # what cannot be rewritten, or not run then, runs as it stands; neither package's errors have a common base
+    # What cannot be rewritten, or not run then, runs as it stands; neither package's errors have a common base.
+    with suppress(Exception):
         if not as_it_stands and (rewritten := _rewritten(path)):
             return onnxruntime.InferenceSession(rewritten, options, providers=providers)
     return onnxruntime.InferenceSession(str(path), options, providers=providers)

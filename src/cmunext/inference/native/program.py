@@ -147,7 +147,7 @@ def _read(node: onnx.NodeProto, graph: "_Graph", steps: _Steps) -> None:
     elif kind == "MaxPool" and graph.options(node, **HALVES):
         channels, level = steps.maps[_place(source, steps)]
         steps.steps.append([POOLING, _place(source, steps), steps.add_map(result, channels, level + 1)])
-    elif kind == "Resize" and graph.doubles(node):
+    elif graph.doubles(node):
         steps.small[result] = source
     elif kind == "Concat" and graph.options(node, axis=1):
         steps.parts[result] = list(node.input)

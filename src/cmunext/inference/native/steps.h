@@ -59,6 +59,7 @@ class Pass : public Step<T> {
     // Where the vectors of `rows` rows begin.
     std::vector<Cell*> vectors(int rows, int columns) const {
       std::vector<Cell*> places;
+      places.reserve(rows * (columns / LANES));
       for (int y = 0; y < rows; y++)
         for (int x = 0; x < columns; x += LANES) places.push_back(start + y * row_pitch + x);
       return places;

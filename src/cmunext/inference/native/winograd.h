@@ -37,16 +37,16 @@ class Winograd {
     const size_t line_pitch = pitch_of(source.width), sums_pitch = ROWS * across * LANES + MARGIN;
     float* products = scratch + size_t(LIFTED) * source.cells * line_pitch;
     lift(source, first, scratch);
-    std::vector<const float*> from(across);
-    std::vector<float*> into(across);
-    for (int number = 0; number < weights[0].blocks; number++) {
-      for (int i = 0; i < LIFTED; i++) {
-        for (int j = 0; j < across; j++) {
-          from[j] = scratch + size_t(i) * source.cells * line_pitch + (j + 1) * LANES - 1;
-          into[j] = products + size_t(i) * BLOCK * line_pitch + j * LANES;
-        }
-        weights[i].multiply_block(number, from.data(), across, line_pitch, into.data(), line_pitch);
+    std::vector<const float*> from;  // of each lifted row in turn
+    std::vector<float*> into;
+    for (int i = 0; i < LIFTED; i++)
+      for (int j = 0; j < across; j++) {
+        from.push_back(scratch + size_t(i) * source.cells * line_pitch + (j + 1) * LANES - 1);
+        into.push_back(products + size_t(i) * BLOCK * line_pitch + j * LANES);
       }
+    for (int number = 0; number < weights[0].blocks; number++) {
+      for (int i = 0; i < LIFTED; i++)
+        weights[i].multiply_block(number, &from[i * across], across, line_pitch, &into[i * across], line_pitch);
       for (int output = 0; output < BLOCK; output++) lower(products + output * line_pitch, BLOCK * line_pitch, across, sums + output * sums_pitch);
       follower.write<Float32>(sums, sums_pitch, offset + number * BLOCK, BLOCK, vectors, to, pitch);
     }
