@@ -112,3 +112,9 @@ def test_command(dataset, masks, tmp_path, capsys):
     assert "the masks in" in capsys.readouterr().out
     assert main([*call, "--at", "network"]) == 2
     assert capsys.readouterr().err.startswith("error: the size of comparison is network")
+
+
+def test_options_of_a_network_are_refused_with_masks(dataset, masks, capsys):
+    for option in (["--backend", "native"], ["--device", "cuda"], ["--precision", "bfloat16"], ["--threads", "2"]):
+        assert main(["evaluate", str(masks), str(dataset), *option]) == 2, option
+        assert "is a folder of masks, and no network runs; leave out --backend" in capsys.readouterr().err

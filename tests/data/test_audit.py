@@ -79,12 +79,20 @@ DAMAGES = {
         lambda root: write(root / "masks" / "0" / "benign (1).png", drawn((4, 10, 8, 16)) // 255),
         [("benign (1)", "levels")],
     ),
+    "levels 0 and 1 in 16 bits": (
+        lambda root: write(root / "masks" / "0" / "benign (1).png", drawn((4, 10, 8, 16)).astype(np.uint16) // 255),
+        [("benign (1)", "levels")],
+    ),
     "label map": (
         lambda root: write(root / "masks" / "0" / "benign (1).png", noise(1) % 4),
         [("benign (1)", "levels")],
     ),
     "no lesion": (lambda root: write(root / "masks" / "0" / "benign (1).png", drawn()), [("benign (1)", "empty")]),
     "all lesion": (lambda root: write(root / "masks" / "0" / "benign (1).png", drawn((0, 24, 0, 32))), [("benign (1)", "full")]),
+    "inverted": (
+        lambda root: write(root / "masks" / "0" / "benign (1).png", 255 - drawn((4, 10, 8, 16))),
+        [("benign (1)", "inverted")],
+    ),
 }
 
 

@@ -69,7 +69,7 @@ def test_normals_are_left_out_on_request_and_nesting_is_looked_through(tmp_path)
 
 
 def test_modes_of_masks(tmp_path):
-    """One bit a pixel, a palette, a transparent border, the levels 0 and 1, JPEG: all become the same mask."""
+    """One bit a pixel, a palette, a transparent border, the levels 0 and 1 in 8 and 16 bits, JPEG: all become the same mask."""
     truth = drawn((4, 10, 8, 16))
     files = {
         "bit": png(np.packbits(truth > 0, axis=1), 0, depth=1),
@@ -77,6 +77,7 @@ def test_modes_of_masks(tmp_path):
         "alpha": encoded(".png", np.dstack([truth, truth, truth, 255 - truth])),
         "red": encoded(".png", np.dstack([truth, 0 * truth, 0 * truth])),
         "one": encoded(".png", truth // 255),
+        "one of 16 bits": encoded(".png", truth.astype(np.uint16) // 255),
         "grey": encoded(".png", truth // 3),
         "jpeg": encoded(".jpg", truth),
     }
@@ -87,7 +88,7 @@ def test_modes_of_masks(tmp_path):
         path.write_bytes(content)
     report = prepare(tmp_path / "raw", tmp_path / "out")
     assert report.skipped == ()
-    assert set(report.binarised) >= {"one", "grey", "jpeg"}
+    assert set(report.binarised) >= {"one", "one of 16 bits", "grey", "jpeg"}
     assert not {"bit", "palette", "alpha", "red"} & set(report.binarised)
     for name in files:
         assert np.array_equal(stored(tmp_path / "out" / "masks" / "0" / f"{name}.png"), truth), name

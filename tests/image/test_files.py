@@ -117,6 +117,7 @@ def test_masks_of_every_mode_give_the_same_foreground(tmp_path: Path) -> None:
         "red": encoded(".png", np.dstack([grey, 0 * grey, 0 * grey])),
         "palette": png(truth.astype(np.uint8), 3, palette=bytes([0, 0, 0, 255, 255, 255])),
         "16 bit": encoded(".png", grey.astype(np.uint16) * 257),
+        "8 bits in 16": encoded(".png", grey.astype(np.uint16)),
         "JPEG": encoded(".jpg", grey),
     }
     path = tmp_path / "mask.png"

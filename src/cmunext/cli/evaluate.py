@@ -43,6 +43,7 @@ def evaluate(
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino, native or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="float32, or with openvino and native bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of the network; 0 leaves it to the runtime.")] = 0,
     surface: Annotated[
         bool, typer.Option("--surface", help="Also HD95 and surface Dice, in pixels at the size of comparison.")
     ] = False,
@@ -88,6 +89,7 @@ def evaluate(
     from cmunext.benchmark.worst import check_folder, worst_of, write_worst
     from cmunext.data.layout import Layout
     from cmunext.data.split import groups_of
+    from cmunext.errors import UsageError
     from cmunext.inference.named_weights import weight_names
     from cmunext.inference.segmenter import Segmenter
 
@@ -101,11 +103,15 @@ def evaluate(
     if clean is not None:
         asked["clean"] = cleanness_of(names, layout.read_list(clean))
     grouped_by, groups = groups_of(layout, names, group)
-    source = (
-        MaskFolder.open(weights, layout.classes)
-        if weights not in weight_names() and Path(weights).is_dir()
-        else Segmenter.load(weights, backend=backend, device=device, precision=precision)
-    )
+    source: Segmenter | MaskFolder
+    if weights not in weight_names() and Path(weights).is_dir():
+        if (backend, device, precision, threads) != ("auto", "cpu", "float32", 0):
+            raise UsageError(
+                f"{weights} is a folder of masks, and no network runs; leave out --backend, --device, --precision and --threads"
+            )
+        source = MaskFolder.open(weights, layout.classes)
+    else:
+        source = Segmenter.load(weights, backend, device, threads or None, precision)
     evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]
     if out is not None:
         evaluation.write(out)

@@ -37,6 +37,9 @@ from cmunext.image.files import plain, read_grey, read_image
 from cmunext.storage import write_bytes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+INVERTED = (
+    0.9  # a mask with more of its image's edge than this is taken for inverted: lesions of BUSI and BUS-BRA have up to 0.035
+)
 GREY, GREY_AS_COLOUR, COLOUR = "grey", "grey in a colour file", "colour"
 KINDS = {  # kind of a problem -> what it means
     "image": "the image is missing, ambiguous or unreadable",
@@ -46,6 +49,7 @@ KINDS = {  # kind of a problem -> what it means
     "levels": "a mask holds other levels than 0 and 255",
     "empty": "a case that is not of class normal has no lesion",
     "full": "a mask covers its whole image",
+    "inverted": "a mask is foreground along its image's edge, and not everywhere inside",
     "unknown": "a list names a case that the dataset lacks",
     "repeated": "a list names a case more than once",
     "overlap": "two lists name the same case",
@@ -272,6 +276,8 @@ def _check_masks(
             problems.append(Problem(case, "levels", f"{name} holds the levels {shown}; `cmunext prepare` makes them 0 and 255"))
         if mask.all():
             problems.append(Problem(case, "full", f"{name} covers its whole image; draw the lesion only"))
+        elif _share_of_edge(mask) > INVERTED:
+            problems.append(Problem(case, "inverted", f"{name} seems to be inverted; draw the lesion white (255) on black (0)"))
         shapes[number][case] = float(mask.mean()), cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
         regions_of.append(shapes[number][case][1])
     if len(regions_of) == len(paths) and not any(regions_of) and kind != NORMAL:
@@ -279,6 +285,11 @@ def _check_masks(
             Problem(case, "empty", f"{case!r} has no lesion in its mask; draw it, or leave the case out of the lists")
         )
     return problems
+
+
+def _share_of_edge(mask: NDArray[np.bool_]) -> float:
+    """Which share of the pixels along the edge of a mask, bool H x W, is foreground."""
+    return float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean())
 
 
 def _image_statistics(looks: Mapping[str, _Look]) -> dict[str, Any]:

@@ -53,8 +53,9 @@ def read_image(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
 def read_grey(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read the levels of a mask as they were drawn: uint8 H x W, the brightest channel of each pixel; alpha is ignored.
 
-    1-bit files give 0 and 255. 16-bit levels are divided by 257, so that full scale is 255; real numbers up to 1 are multiplied
-    by 255, others clipped to 0..255. `np.unique` of the result tells whether a mask is strictly binary. Raises as `read_image`.
+    1-bit files give 0 and 255. 16-bit levels are divided by 257, so that full scale is 255, unless none is above 255: those are 8-bit
+    levels (or labels) in a wider file. Real numbers up to 1 are multiplied by 255, others clipped to 0..255. `np.unique` of the result
+    tells whether a mask is strictly binary. Raises as `read_image`.
     """
     return _in_8_bits(read_levels(path, max_pixels), path)
 
@@ -235,7 +236,7 @@ def _in_8_bits(levels: NDArray[Any], path: StrPath) -> NDArray[np.uint8]:
     if levels.dtype == np.uint8:
         return levels
     if levels.dtype == np.uint16:
-        return np.round(levels / 257).astype(np.uint8)
+        return (levels if levels.max() <= 255 else np.round(levels / 257)).astype(np.uint8)
     levels = _finite(levels, path)
     return np.round(np.clip(levels * 255 if levels.max() <= 1 else levels, 0, 255)).astype(np.uint8)
 
