@@ -35,9 +35,7 @@ ONNX_ALONE = ("cmunext-l-busi",)  # what a repository may weigh
 BUSI = "BUSI, Al-Dhabyani et al., Data in Brief 28 (2020) 104863: B-mode ultrasound of breast lesions from one hospital"
 ONE_SEED = "One training with one seed; the spread over seeds is not measured."
 NORMALS = "It was trained on images with a lesion in them and expects one: on a normal breast it may outline something."
-LEAKS = (
-    "Roughly 28 % of the validation list shows nearly the same frame as an image of the training list: the scores are too good."
-)
+LEAKS = "About a quarter (26 to 28 %) of the validation list shows nearly the same frame as a training image: the scores are too good."
 ELSEWHERE = "BUSI comes from one hospital; images of other scanners, depths and presets are untested."
 FACTS = {
     "cmunext-s-busi": {

@@ -1,6 +1,7 @@
 """`cmunext segment` as its users meet it: files, exit codes, sentences, and nothing half-written."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -253,11 +254,16 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(folder: Path, network: 
     assert [record["source"] for record in json.loads((out / "segmentation.json").read_text())] == ["images/case (2).png"]
 
 
-def test_an_interrupted_run_keeps_what_is_done(folder: Path, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terminated", [False, True])
+def test_an_interrupted_run_keeps_what_is_done(
+    folder: Path, network: str, terminated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cmunext.inference import results
 
     def interrupted(path: Path, picture: np.ndarray) -> None:
         if path.name == "case (10)_overlay.png":
+            if terminated:
+                signal.raise_signal(signal.SIGTERM)
             raise KeyboardInterrupt
         write_image(path, picture)
 

@@ -38,6 +38,12 @@ def test_a_dark_disc_is_found_where_it_lies_at_native_size(network: Path) -> Non
     assert segmentation.classes == ("lesion",)
 
 
+def test_a_notebook_shows_what_it_is_in_a_line(network: Path) -> None:
+    segmenter = Segmenter.load(network)
+    assert repr(segmenter) == "Segmenter(tiny, 64 x 64, onnxruntime in float32)"
+    assert "array" not in repr(segmenter(dark_discs((120, 160), ((50, 60, 20),))))
+
+
 def test_path_grey_and_colour_are_the_same(network: Path, tmp_path: Path) -> None:
     image = dark_discs()
     write_image(tmp_path / "image.png", image)

@@ -1,7 +1,10 @@
 """`cmunext segment`."""
 
 import json as json_module
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,14 +85,15 @@ def segment(
     many = bool(videos) or len(sources) >= WORTH_MEASURING
     segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
     records: list[dict[str, Any]] = []
-    if sources:
-        results = segment_files(segmenter, sources, out, steps, overwrite, weights, jobs, batch)
-        for result in _with_progress(results, len(sources)):
-            if result.record:
-                records.append(result.record)
-            else:
-                print(f"error: {result.error}", file=sys.stderr)
-    films = list(_films(videos, segmenter, out, steps, overwrite, weights, jobs, frames or None))
+    with _termination_as_interrupt():  # either way what is done is recorded
+        if sources:
+            results = segment_files(segmenter, sources, out, steps, overwrite, weights, jobs, batch)
+            for result in _with_progress(results, len(sources)):
+                if result.record:
+                    records.append(result.record)
+                else:
+                    print(f"error: {result.error}", file=sys.stderr)
+        films = list(_films(videos, segmenter, out, steps, overwrite, weights, jobs, frames or None))
     if json:
         print(json_module.dumps([*records, *films], ensure_ascii=False))
     else:
@@ -103,6 +107,16 @@ def segment(
             print(f"{done}; masks, overlays and segmentation.json are in {out}. Not a medical device.")
     if len(records) + len(films) < len(sources) + len(videos):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, by which schedulers and containers stop a process, ends the work inside as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _films(videos, segmenter, out, spacing, overwrite, weights, jobs, frames):

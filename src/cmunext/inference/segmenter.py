@@ -1,7 +1,7 @@
 """Image -> Segmentation: the road that the command, the Python API, evaluation and the demo all take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 
 import numpy as np
@@ -31,8 +31,8 @@ class Segmentation:
     classes : the names of the classes.
     """
 
-    mask: NDArray[np.bool_]
-    probability: NDArray[np.float32]
+    mask: NDArray[np.bool_] = field(repr=False)
+    probability: NDArray[np.float32] = field(repr=False)
     lesions: tuple[Lesion, ...]
     classes: tuple[str, ...]
 
@@ -45,6 +45,10 @@ class Segmenter:
     """
 
     backend: Backend
+
+    def __repr__(self) -> str:
+        size = f"{self.preprocessing.height} x {self.preprocessing.width}"
+        return f"Segmenter({self.metadata.network}, {size}, {self.backend.name} in {self.backend.precision})"
 
     @classmethod
     def load(
