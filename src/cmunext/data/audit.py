@@ -37,9 +37,7 @@ from cmunext.image.files import plain, read_grey, read_image
 from cmunext.storage import write_bytes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-INVERTED = (
-    0.9  # a mask with more of its image's edge than this is taken for inverted: lesions of BUSI and BUS-BRA have up to 0.035
-)
+INVERTED = 0.9  # share of its edge from which on a mask is taken for inverted; lesions of BUSI and BUS-BRA have up to 0.035
 GREY, GREY_AS_COLOUR, COLOUR = "grey", "grey in a colour file", "colour"
 KINDS = {  # kind of a problem -> what it means
     "image": "the image is missing, ambiguous or unreadable",
