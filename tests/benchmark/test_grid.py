@@ -270,7 +270,7 @@ def progress_of(out: Path) -> int:
     return sum(1 for part in ("runs", "cells") for path in (out / part).rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_anywhere_ends_in_the_same_files(tmp_path, kills):
     grid = write_grid(tmp_path, content(three={"network": THREE}, one={"network": ONE}))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CMUNEXT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
