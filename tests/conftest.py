@@ -1,5 +1,7 @@
 """What every test can ask for."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,20 @@ def shared() -> Path:
 def fixtures(shared: Path) -> Path:
     """The folder of golden numbers."""
     return shared / "fixtures"
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """While it is entered, the system writes no more than a thousand bytes to any file: an OSError at the place of "No space left"."""
+    resource = pytest.importorskip("resource", reason="this system has no limits of file size")
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

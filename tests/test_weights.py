@@ -13,6 +13,7 @@ from cmunext import networks, weights
 from cmunext.errors import InputError, UsageError
 from cmunext.image import preprocess
 from cmunext.metadata import KEY, Metadata
+from cmunext.training import checkpoint
 
 ARGUMENTS = {"in_channels": 3, "num_classes": 1}
 
@@ -49,6 +50,20 @@ def test_others_may_read_what_is_written(network, tmp_path: Path) -> None:
     weights.save(tmp_path / "w.safetensors", network, described())
     weights.save_official(tmp_path / "w.pth", network)
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_full_disk_leaves_what_was_there(network, tmp_path: Path, full_disk) -> None:
+    writers = {
+        "w.safetensors": lambda path: weights.save(path, network, described()),
+        "w.pth": lambda path: weights.save_official(path, network),
+        checkpoint.FILE: lambda path: checkpoint.save(path.parent, checkpoint.Progress(), {"network": network.state_dict()}, ""),
+    }
+    for name, write in writers.items():
+        (tmp_path / name).write_bytes(b"before")
+        with full_disk(), pytest.raises(OSError, match="File too large"):
+            write(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == len(writers), "and nothing half-written lies about"
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -62,9 +62,9 @@ def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
     with tarfile.open(tmp_path / "1.tar") as tar:
         safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.10.12 and 3.11.4
         tar.extractall(tmp_path / "second", **safely)
-    teacher = "runs/disks-1-three-short-seed1/ema.safetensors"
-    whole, halved = (load(folder / teacher).network.state_dict() for folder in (first, second))
-    assert (second / teacher).stat().st_size < (first / teacher).stat().st_size
+    halved_file = "runs/disks-1-three-short-seed1/ema.safetensors"
+    whole, halved = (load(folder / halved_file).network.state_dict() for folder in (first, second))
+    assert (second / halved_file).stat().st_size < (first / halved_file).stat().st_size
     for name, tensor in whole.items():
         np.testing.assert_allclose(halved[name].numpy(), tensor.numpy(), rtol=1e-3, atol=1e-6)
     shutil.rmtree(second / "tables")
@@ -79,6 +79,34 @@ def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
             assert 0 <= low <= entry[column]["iou"] <= high <= 1
             assert 0 <= entry[column]["iou"] <= entry[column]["dice"] <= 1
         assert "clean" not in entry, "the grid names no clean list"
+
+
+def test_teachers_and_runs_that_are_begun_are_brought_back_as_they_are(tmp_path):
+    """A pupil that is begun knows its teachers by their SHA-256, and goes on from its checkpoint."""
+    values = content(one={"network": ONE}, three={"network": THREE})
+    values["recipes"]["taught"] = {
+        **values["recipes"]["short"],
+        "networks": ["one"],
+        "teachers": {"recipe": "short", "network": "three"},
+    }
+    values["datasets"]["disks"]["root"] = "../../data"
+    write_dataset(tmp_path / "data")
+    grid = tmp_path / "results/zoo/grid.json"
+    grid.parent.mkdir(parents=True)
+    grid.write_text(json.dumps(values))
+    assert zoo.run(tmp_path / "all.tar", grid, minutes=9, workers=1, device="cpu") == 0
+    assert not (tmp_path / "all-running.tar").exists()
+    pupil, teacher = "disks-1-one-taught-seed1", "results/zoo/runs/disks-1-three-short-seed1/ema.safetensors"
+    (tmp_path / f"results/zoo/cells/{pupil}/config.json").unlink()  # as if it were not finished
+    (tmp_path / f"results/zoo/runs/{pupil}/last.ckpt").write_bytes(b"state")
+    zoo.collect(tmp_path / "part.tar", grid)
+    with tarfile.open(tmp_path / "part.tar") as tar:
+        whole = tar.extractfile(teacher)
+        assert whole and whole.read() == (tmp_path / teacher).read_bytes()
+    with tarfile.open(tmp_path / "part-running.tar") as tar:
+        state = tar.extractfile(f"results/zoo/runs/{pupil}/last.ckpt")
+        assert state and state.read() == b"state"
+        assert not [name for name in tar.getnames() if pupil not in name]
 
 
 def test_what_was_trained_is_brought_back_where_no_table_can_be_made(tmp_path, monkeypatch):

@@ -14,14 +14,18 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmunext import weights
 from cmunext.benchmark.evaluate import evaluate
 from cmunext.benchmark.worst import worst_of, write_worst
+from cmunext.data.dataset import load_cases
 from cmunext.data.layout import Layout
 from cmunext.demo import demonstrate
+from cmunext.errors import UsageError
 from cmunext.export.onnx import export
+from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.segmenter import Segmenter
 from cmunext.storage import write_bytes, write_json, write_text
 from cmunext.training.run import AVERAGE
@@ -73,7 +77,10 @@ FACTS = {
 
 
 def bundle(run: Path, name: str, dataset: Path, validation_list: str, instead: Path | None) -> None:
-    """Write the files of the module's header."""
+    """Write the files of the module's header. Raises UsageError when the scores would be of images that were learnt from."""
+    layout = Layout.open(dataset)
+    names = layout.read_list(validation_list) if validation_list else layout.cases
+    _require_unseen(instead or run / AVERAGE, layout, names)
     large = name in LARGE
     zoo, results = ROOT / "zoo" if large else ROOT / "src" / "cmunext" / "zoo", ROOT / "results" / name
     results.mkdir(parents=True, exist_ok=True)
@@ -82,8 +89,6 @@ def bundle(run: Path, name: str, dataset: Path, validation_list: str, instead: P
     export(loaded, zoo / f"{name}.onnx", precision="float16" if large else "float32")
     segmenter = Segmenter.load(zoo / f"{name}.onnx")
 
-    layout = Layout.open(dataset)
-    names = layout.read_list(validation_list) if validation_list else layout.cases
     scores = {}
     if instead:
         evaluation = evaluate(Segmenter.load(instead), layout, names)
@@ -128,6 +133,19 @@ def bundle(run: Path, name: str, dataset: Path, validation_list: str, instead: P
     write_json(results / "recipe.json", {**recipe, "dataset": training["dataset"]})  # not where it lay on that machine
     if name in ONNX_ALONE:
         (zoo / f"{name}.safetensors").unlink()
+
+
+def _require_unseen(scored: Path, layout: Layout, names: Sequence[str]) -> None:
+    """Raise UsageError when weights learnt from one of the cases, or do not say what they learnt from."""
+    learnt = weights.load(scored).metadata.learnt_from
+    if learnt is None:
+        raise UsageError(f"{scored} does not say what it learnt from, so its card could not call a score honest; train it anew")
+    digests = load_cases(layout, names, Preprocessing()).image_digests
+    if seen := [name for name, digest in zip(names, digests, strict=True) if digest in learnt]:
+        raise UsageError(
+            f"{scored} learnt from {len(seen)} of the {len(names)} images to score, {seen[0]!r} among them; "
+            "give a validation list, or with --instead weights that never saw the dataset"
+        )
 
 
 def failures(segmenter: Segmenter, name: str) -> dict:

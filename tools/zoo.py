@@ -5,9 +5,9 @@
     python tools/zoo.py run OUT.tar [--minutes 9] [--workers 4] [--device cuda]
 
 `run` goes on with results/zoo/grid.json where it stands, writes results/zoo.json, and packs what is to be brought back: cells, tables, figures,
-zoo.json, and the weights of finished cells as float16. Unpack the tar over the repository (tar xf OUT.tar), and the next part goes on: finished
-cells are not trained again, and the float16 weights of finished teachers are taken where the runs themselves did not come along. Cells are
-scored at 256 x 256, as the published ones are; with the runs at hand, `cmunext evaluate` scores them at native size.
+zoo.json, and the weights of finished cells, as float16 where no other cell learns from them. What cells that are not finished need to go on,
+which is large, goes to OUT-running.tar. Unpack both over the repository (tar xf OUT.tar), and the next part goes on where this one ended.
+Cells are scored at 256 x 256, as the published ones are; with the runs at hand, `cmunext evaluate` scores them at native size.
 """
 
 import argparse
@@ -132,24 +132,36 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
 
 
 def collect(out: Path, grid: Path) -> None:
-    """Pack the results of a grid and the weights of its finished cells."""
+    """Pack the results of a grid and the weights of its finished cells; and beside `out` the runs of those that are begun, if there are any."""
+    from cmunext.benchmark.grid import Cell
     from cmunext.benchmark.grid_file import read_grid
     from cmunext.benchmark.store import Store
+    from cmunext.storage import replacing
     from cmunext.weights import halved
 
-    store, top = Store(grid.parent), grid.parents[2]
+    store, top, cells = Store(grid.parent), grid.parents[2], read_grid(grid).cells
+    needed = {one.identifier for cell in cells for one in (*cell.teachers, cell.start) if isinstance(one, Cell)}
     files = [path for part in ("cells", "tables", "figures") for path in (grid.parent / part).rglob("*") if path.is_file()]
     files += grid.parents[1].glob("zoo.json")
-    with tarfile.open(out, "w") as tar:
+    with replacing(out) as temporary, tarfile.open(temporary, "w") as tar:
         for path in files:
             tar.add(path, path.relative_to(top))
-        for cell in read_grid(grid).cells:
+        for cell in cells:
             weights = store.last_weights(cell)
             if not store.missing(cell) and weights.is_file():
-                content = halved(weights)
+                content = (
+                    weights.read_bytes() if cell.identifier in needed else halved(weights)
+                )  # pupils know teachers by SHA-256
                 entry = tarfile.TarInfo(str(weights.relative_to(top)))
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
+    begun = [store.run(cell) for cell in cells if store.missing(cell) and (store.run(cell) / "recipe.json").is_file()]
+    running = out.with_name(f"{out.stem}-running.tar")
+    running.unlink(missing_ok=True)
+    if begun:
+        with replacing(running) as temporary, tarfile.open(temporary, "w") as tar:
+            for run_folder in begun:
+                tar.add(run_folder, run_folder.relative_to(top))
 
 
 def main() -> int:

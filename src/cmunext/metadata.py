@@ -6,7 +6,7 @@ the file needs nothing else to use it, so whatever does not fit together is refu
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ KEY = "cmunext"  # where the document stands among a file's metadata
 FORMAT = 1  # goes up when an older program could misread a newer document
 REQUIRED = ("network", "arguments", "preprocessing", "classes")
 OPTIONAL = ("training", "licence", "intended_use", "export")
+BACKGROUND = "background"  # a class of this name is segmented, but is no lesion
 LEARNT_FROM = "learnt_from"  # entry of `training`: `image_digest` of every image that the weights learnt from, by whatever way
 
 
@@ -31,6 +32,16 @@ def image_digest(image: NDArray[np.uint8]) -> str:
     datasets, and may say who a patient is.
     """
     return hashlib.sha256(plain(image).tobytes()).hexdigest()[:16]
+
+
+def unnamed_classes(number: int) -> tuple[str, ...]:
+    """Names for so many classes of which nobody gave any: "lesion" for one, else "class 0", "class 1", ..."""
+    return ("lesion",) if number == 1 else tuple(f"class {k}" for k in range(number))
+
+
+def measured_classes(classes: Sequence[str]) -> list[int]:
+    """Which of the classes are measured: all but a background beside others."""
+    return [k for k, name in enumerate(classes) if name != BACKGROUND] or list(range(len(classes)))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 preprocessing of their code; nothing in it is ever executed.
 """
 
+import io
 import os
 import pickle
 from collections.abc import Mapping
@@ -13,15 +14,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as content_of
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmunext import networks
 from cmunext.errors import InputError, UsageError
 from cmunext.image import preprocess
-from cmunext.metadata import KEY, Metadata
+from cmunext.metadata import KEY, Metadata, unnamed_classes
 from cmunext.networks import remap
-from cmunext.storage import replacing
+from cmunext.storage import write_bytes
 
 TRUSTED = "CMUNEXT_NETWORKS"  # environment variable: networks "module:callable" that weights files may name, separated by commas
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -48,8 +48,7 @@ def save(path: str | os.PathLike[str], network: nn.Module, metadata: Metadata) -
     OSError : when the file cannot be written; what was there stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {KEY: metadata.to_json()})
+    write_bytes(path, content_of(tensors, {KEY: metadata.to_json()}))
 
 
 def halved(path: str | os.PathLike[str]) -> bytes:
@@ -103,15 +102,16 @@ def load_official(path: str | os.PathLike[str]) -> Weights:
     _fill(network, tensors, str(path))
     if arguments["in_channels"] != 3:
         raise InputError(f"{path} takes {arguments['in_channels']} input channels; official checkpoints are read with 3 (BGR)")
-    classes = ("lesion",) if arguments["num_classes"] == 1 else tuple(f"class {k}" for k in range(arguments["num_classes"]))
+    classes = unnamed_classes(arguments["num_classes"])
     metadata = Metadata(name, arguments, preprocess.PAPER, classes, {"source": "checkpoint with the paper's official keys"})
     return Weights(network.eval(), metadata)
 
 
 def save_official(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Write the tensors of a CMUNeXt as the authors' code reads them: a `.pth` state_dict under their names, in their order."""
-    with replacing(path) as temporary:
-        torch.save(remap.to_official(network.state_dict()), temporary)
+    content = io.BytesIO()
+    torch.save(remap.to_official(network.state_dict()), content)
+    write_bytes(path, content.getvalue())
 
 
 def _require_trust(network: str, path: Path) -> None:

@@ -63,12 +63,21 @@ def test_sentences_say_who_is_ahead_and_when_nothing_can_be_shown():
     assert "Holm-corrected for 3 tests" in of_pair["a", "b"]
 
 
-def test_of_a_distance_less_is_better():
-    found = compare({"near": {f"{n}": 1.0 + n / 10 for n in range(9)}, "far": {f"{n}": 3.0 + n for n in range(9)}}, "hd95")
+@pytest.mark.parametrize("metric", ["hd95", "hd95_cyst", "ece", "ece_cyst", "fp", "fn_cyst"])
+def test_of_distances_and_errors_less_is_better(metric):
+    found = compare({"near": {f"{n}": 1.0 + n / 10 for n in range(9)}, "far": {f"{n}": 3.0 + n for n in range(9)}}, metric)
     (pair,) = found.pairs
     assert (pair.wins, pair.losses, pair.effect) == (9, 0, 1.0)
     assert pair.difference < 0
     assert "near is better than far" in found.sentence(pair)
+    assert found.to_dict()["lower_is_better"]
+
+
+@pytest.mark.parametrize("metric", ["iou", "iou_fp", "surface_dice_ece", "tp", "tn_fn"])
+def test_of_anything_else_more_is_better_whatever_a_class_is_called(metric):
+    found = compare({"more": {f"{n}": 0.5 + n / 100 for n in range(9)}, "less": {f"{n}": 0.1 for n in range(9)}}, metric)
+    assert "more is better than less" in found.sentence(found.pairs[0])
+    assert not found.to_dict()["lower_is_better"]
 
 
 def test_degenerate_scores():

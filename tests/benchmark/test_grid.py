@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.datasets import write_dataset
 from tests.grids import ONE, THREE, content, digests, write_grid
 
 from cmunext.benchmark import cell
@@ -121,8 +122,9 @@ def finished(tmp_path_factory) -> tuple[Path, int]:
         three={"network": THREE},
         one={"network": ONE, "set": {"size": 48}},
     )
-    values["datasets"]["disks"]["external"] = {"again": {"root": "data", "list": "train.txt"}, "whole": {"root": "data"}}
+    values["datasets"]["disks"]["external"] = {"some": {"root": "other", "list": "train.txt"}, "whole": {"root": "other"}}
     path = write_grid(folder, values)
+    write_dataset(folder / "other", seed=5)
     before = os.environ.get("CMUNEXT_CACHE")
     os.environ["CMUNEXT_CACHE"] = str(folder / "cache")
     try:
@@ -151,7 +153,7 @@ def test_failed_cells_are_recorded_and_stop_no_other(finished):
 def test_a_finished_cell_holds_small_text_without_paths_of_the_machine(finished):
     folder, _ = finished
     cell = folder / "out/cells/disks-1-one-short-seed1"
-    external = {"external-again.csv": 9, "external-whole.csv": 13}
+    external = {"external-some.csv": 9, "external-whole.csv": 13}
     assert {path.name for path in cell.iterdir()} == {"config.json", "history.csv", "best.csv", "last.csv", *external}
     assert {name: len((cell / name).read_text().splitlines()) for name in external} == external
     assert len((cell / "history.csv").read_text().splitlines()) == 3
@@ -169,7 +171,7 @@ def test_tables_hold_what_was_scored_and_leave_the_rest_empty(finished):
         place = lines[0].split(",").index("iou")
         ious = [float(line.split(",")[place]) for line in lines[1:]]
         assert float(table[label]["last_iou"]) == pytest.approx(sum(ious) / 4, rel=1e-12)
-        assert table[label]["external_again_images"] == "8"
+        assert table[label]["external_some_images"] == "8"
     for label in ("bad", "dying"):
         assert not any(value for key, value in table[label].items() if key.startswith(("paper", "last", "clean", "external")))
     assert not any(row["clean_iou"] or row["grouped_iou"] for row in table.values())
@@ -202,7 +204,7 @@ def test_only_what_is_missing_is_done_again(finished, capsys, monkeypatch):
     after = digests(out)
     assert {name: after[name] for name in before if "three" in name} == {name: before[name] for name in before if "three" in name}
     unchanged = {path for path, stamp in kept.items() if path.stat().st_mtime_ns == stamp}
-    assert {path.name for path in unchanged} >= {"best.csv", "external-again.csv"}
+    assert {path.name for path in unchanged} >= {"best.csv", "external-some.csv"}
 
 
 def test_a_cell_of_another_plan_is_not_put_beside_the_others(finished):

@@ -51,11 +51,11 @@ def test_masks_of_several_classes_lie_in_numbered_folders(dataset, tmp_path):
         for number, mask in enumerate(segmenter(layout.image(name)).mask):
             write_mask(tmp_path / "two" / str(number) / f"{name}.png", mask)
     expected = evaluate(segmenter, layout, NAMES).per_image()
-    found = evaluate(MaskFolder.open(tmp_path / "two", 2), layout, NAMES).per_image()
+    found = evaluate(MaskFolder.open(tmp_path / "two", ("0", "1")), layout, NAMES).per_image()
     assert all((values == expected[name]).all() for name, values in found.items())
     with pytest.raises(UsageError, match="more classes than the dataset, which has 1"):
-        MaskFolder.open(tmp_path / "two", 1)
-    two = MaskFolder.open(tmp_path / "two", 2)
+        MaskFolder.open(tmp_path / "two", ("lesion",))
+    two = MaskFolder.open(tmp_path / "two", ("0", "1"))
     with pytest.raises(InputError, match=r"the masks have 2 classes .* has masks of 1"):
         evaluate(two, Layout.open(write_cases(tmp_path / "one")), NAMES)
 
@@ -93,7 +93,7 @@ def test_masks_that_cannot_be_used_are_named(dataset, masks, tmp_path):
     with pytest.raises(UsageError, match="empty holds no mask"):
         MaskFolder.open(tmp_path / "empty")
     with pytest.raises(UsageError, match="masks/0 holds no mask"):
-        MaskFolder.open(masks, 2)
+        MaskFolder.open(masks, ("0", "1"))
     with pytest.raises(UsageError, match="native size"):
         evaluate(MaskFolder.open(masks), Layout.open(dataset), NAMES, at="network")
 

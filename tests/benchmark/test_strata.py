@@ -58,7 +58,8 @@ def test_strata_by_size_and_class(evaluation):
 def test_intervals_of_strata_draw_groups(evaluation):
     found = strata_of(evaluation, {"x": ["one"] * 4 + ["two"] * 3}, groups=["p", "p", "p", "q", "q", "q", "q"])
     assert [(one["drawn"], one["n"]) for one in found["x"]] == [(2, 4), (1, 3)]
-    assert found["x"][1]["iou_interval"] == pytest.approx([2 / 3, 2 / 3])  # one group: always the same draw
+    assert found["x"][1]["iou"] == pytest.approx(2 / 3)
+    assert found["x"][1]["iou_interval"] == [None, None]  # of one group
 
 
 def test_without_any_class_there_is_no_stratum_by_class(evaluation):

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.datasets import write_dataset
 from tests.grids import ONE, THREE, content, digests, write_grid
 
+from cmunext.benchmark import cell as cell_module
 from cmunext.benchmark.agreement import check_agreement
 from cmunext.benchmark.cell import run_cell
 from cmunext.benchmark.grid_file import read_grid
-from cmunext.benchmark.store import CONFIG, Store
+from cmunext.benchmark.store import CONFIG, FAILED, Store
 from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
+from cmunext.image.files import read_mask, write_mask
 from cmunext.weights import load
 
 TAUGHT = {"networks": ["one"], "teachers": {"recipe": "short", "network": "three"}}
@@ -169,3 +172,46 @@ def test_the_time_limit_wakes_a_process_that_waits_and_ignores_ctrl_c():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_external_set_that_the_start_has_learnt_from_is_not_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    write_dataset(tmp_path / "elsewhere", seed=5)
+    values = content(one={"network": ONE})
+    values["datasets"]["disks"]["root"] = "../elsewhere"
+    first = tmp_path / "first"
+    assert main(["benchmark", str(write_grid(first, values))]) == 0
+    begun = Store(first).last_weights(read_grid(first / "grid.json").cells[0])
+    values = taught_content(networks=["one"], start=str(begun.relative_to(tmp_path)))
+    values["networks"], values["seeds"] = {"one": {"network": ONE}}, [1]
+    values["datasets"]["disks"]["external"] = {"elsewhere": {"root": "elsewhere"}}
+    capsys.readouterr()
+    path = write_grid(tmp_path, values)
+    assert main(["benchmark", str(path)]) == 1
+    fresh, tuned = read_grid(path).cells
+    store = Store(tmp_path)
+    assert not store.missing(fresh), "what did not learn from it is scored on it"
+    assert [file.name for file in store.missing(tuned)] == ["external-elsewhere.csv", "history.csv", "config.json"]
+    said = json.loads((store.cell(tuned) / FAILED).read_text())["error"]
+    assert "learnt from 8 of the 12 images of" in said
+
+
+def test_a_cell_of_several_classes_goes_on_after_a_stop(tmp_path, monkeypatch):
+    """With boundary-dou its recipe is completed by a softmax when training begins, which makes it no other plan."""
+    monkeypatch.setenv("CMUNEXT_NETWORKS", ONE)
+    write_dataset(tmp_path / "data", classes=2)
+    for path in (tmp_path / "data/masks/1").iterdir():
+        lesion = read_mask(path)
+        write_mask(tmp_path / "data/masks/0" / path.name, ~lesion)
+    (tmp_path / "data/classes.txt").write_text("background\nlesion\n")
+    values = content(one={"network": ONE})
+    values["recipes"]["short"]["set"]["loss"] = "boundary-dou"
+    grid = read_grid(write_grid(tmp_path, values))
+    (cell,), store = grid.cells, Store(tmp_path)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(cell_module, "_score", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
+        with pytest.raises(InputError, match="stopped"):
+            run_cell(grid, cell, tmp_path, threads=1)
+    assert run_cell(grid, cell, tmp_path, threads=1)
+    assert not store.missing(cell)
+    assert "iou" in (store.cell(cell) / "last.csv").read_text().splitlines()[0].split(","), "of one measured class"

@@ -147,3 +147,15 @@ def test_importing_the_data_modules_brings_in_no_heavy_package():
         "print(sorted({'torch', 'sklearn', 'scipy', 'onnxruntime'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_classes_have_the_names_that_the_dataset_gives(tmp_path):
+    root = dataset(tmp_path, NAMES, classes=2)
+    assert Layout.open(root).class_names == ("class 0", "class 1")
+    (root / "classes.txt").write_text("background\r\ncyst\r\n")
+    assert Layout.open(root).class_names == ("background", "cyst")
+    for content, says in (("cyst\n", "names 1 class "), ("a\nb\nc\n", "names 3 classes "), ("a\na\n", "for the 2 folders")):
+        (root / "classes.txt").write_text(content)
+        with pytest.raises(InputError, match=says):
+            Layout.open(root)
+    assert Layout.open(dataset(tmp_path / "one", NAMES)).class_names == ("lesion",)

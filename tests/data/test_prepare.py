@@ -287,9 +287,10 @@ def test_the_official_layout_with_two_classes_is_copied_with_its_table(tmp_path)
     src = dataset(tmp_path / "set", ["a", "b", "normal (1)"], classes=2)
     (src / "masks" / "1" / "b.png").unlink()
     (src / "cases.csv").write_text("case,patient,pathology\na,1,cyst\nb,2,normal\n")
+    (src / "classes.txt").write_text("background\ncyst\n")
     report = prepare(src, tmp_path / "out")
     assert dict(report.skipped) == {"b": "the image has no mask of class 1"}
-    assert Layout.open(tmp_path / "out").classes == 2
+    assert Layout.open(tmp_path / "out").class_names == ("background", "cyst")
     assert read_table(tmp_path / "out" / "cases.csv") == {
         "a": {"patient": "1", "pathology": "cyst"},
         "b": {"patient": "2", "pathology": "normal"},

@@ -37,7 +37,7 @@ def test_cutmix_takes_pixels_of_two_cases_whatever_the_batch() -> None:
     """Case k has grey level k and lesion where k is odd, so an image says which cases it is of, and the mask must agree."""
     levels = np.arange(7, dtype=np.uint8)
     images = np.tile(levels[:, None, None, None], (1, 16, 16, 3))
-    cases = Cases(tuple("abcdefg"), images, images[:, None, :, :, :1] % 2, tuple("abcdefg"))
+    cases = Cases(tuple("abcdefg"), images, images[:, None, :, :, :1] % 2, tuple("abcdefg"), ("lesion",))
     recipe = with_settings(DEFAULT, ["augmentation.cutmix=1"])
     partners = set()
     for epoch in range(20):
@@ -55,7 +55,11 @@ def test_cutmix_takes_pixels_of_two_cases_whatever_the_batch() -> None:
 def test_cutmix_leaves_the_other_augmentation_as_it_was() -> None:
     generator = np.random.default_rng(0)
     cases = Cases(
-        tuple("abcd"), generator.integers(0, 256, (4, 8, 8, 3), np.uint8), np.ones((4, 1, 8, 8, 1), np.uint8), tuple("abcd")
+        tuple("abcd"),
+        generator.integers(0, 256, (4, 8, 8, 3), np.uint8),
+        np.ones((4, 1, 8, 8, 1), np.uint8),
+        tuple("abcd"),
+        ("lesion",),
     )
     without, _ = training_batch(cases, np.arange(4), DEFAULT, epoch=1)
     mixed, _ = training_batch(cases, np.arange(4), with_settings(DEFAULT, ["augmentation.cutmix=1"]), epoch=1)
@@ -70,7 +74,11 @@ def test_cutmix_leaves_the_other_augmentation_as_it_was() -> None:
 def test_a_case_looks_the_same_in_any_share() -> None:
     generator = np.random.default_rng(0)
     cases = Cases(
-        tuple("abcd"), generator.integers(0, 256, (4, 8, 8, 3), np.uint8), np.ones((4, 1, 8, 8, 1), np.uint8), tuple("abcd")
+        tuple("abcd"),
+        generator.integers(0, 256, (4, 8, 8, 3), np.uint8),
+        np.ones((4, 1, 8, 8, 1), np.uint8),
+        tuple("abcd"),
+        ("lesion",),
     )
     whole, _ = training_batch(cases, np.array([0, 1, 2, 3]), DEFAULT, epoch=2)
     part, _ = training_batch(cases, np.array([1, 3]), DEFAULT, epoch=2)

@@ -14,7 +14,10 @@ import torch
 from tests.datasets import write_dataset
 
 from cmunext import weights
+from cmunext.benchmark.evaluate import evaluate
 from cmunext.cli.main import main
+from cmunext.data.layout import Layout
+from cmunext.inference.segmenter import Segmenter
 
 SETTINGS = ("epochs=3", "size=32", "batch_size=5", "learning_rate=0.05", "freeze_batch_statistics=true", "precision=32-true")
 
@@ -90,20 +93,35 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cases(run, tmp_path: Path
     told = done.told
     assert "the loss is nan at step" in told
     assert any(name in told for name in names)
-    assert f"nothing was saved, delete {tmp_path / 'run'}" in told
+    assert "nothing was saved" in told
+    assert not (tmp_path / "run").exists(), "and nothing is in the way of the corrected command"
 
 
 def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
     names = write_dataset(tmp_path / "data", classes=2)
-    refused = run(tmp_path / "data", tmp_path / "run", "--set", "loss=boundary-dou")
+    softmax = ("--set", "loss=boundary-dou", "--set", "precision=32-true", "--set", "size=48")  # the size of the images
+    refused = run(tmp_path / "data", tmp_path / "run", *softmax)
+    assert refused.code == 2
+    assert f"write their names into {tmp_path / 'data' / 'classes.txt'}" in refused.told
+    (tmp_path / "data" / "classes.txt").write_text("background\nlesion\n")
+    refused = run(tmp_path / "data", tmp_path / "run", *softmax)
     assert refused.code == 1
     assert "in no class or in several" in refused.told
     for name in names:  # class 0 becomes the background of class 1
         lesion = cv2.imread(str(tmp_path / "data/masks/1" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
         cv2.imwrite(str(tmp_path / "data/masks/0" / f"{name}.png"), 255 - lesion)
-    done = run(tmp_path / "data", tmp_path / "run", "--set", "loss=boundary-dou", "--resume")
+    done = run(tmp_path / "data", tmp_path / "run", *softmax)
     assert done.code == 0, done.told
     assert np.isfinite(history(tmp_path / "run")).all()
+    segmenter = Segmenter.load(tmp_path / "run" / "ema.safetensors")
+    assert segmenter.metadata.classes == ("background", "lesion")
+    assert {lesion.class_index for lesion in segmenter(tmp_path / "data/images" / f"{names[0]}.png").lesions} <= {1}
+    layout = Layout.open(tmp_path / "data")
+    measured = evaluate(segmenter, layout, layout.read_list("val.txt"), at="network")
+    assert measured.classes == ("lesion",)
+    last = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    told = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
+    assert float(told["val_iou"]) == pytest.approx(measured.summary()["per_image"]["iou"], abs=1e-6)
 
 
 def test_weights_do_not_need_the_file_that_training_began_with(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def keep_function(compute: Callable[[], Tensor], undo: Callable[[], None]) -> tu
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_batches, "fits", lambda lists, device: True)
+    monkeypatch.setattr(device_batches, "fits", lambda *_: True)
     monkeypatch.setattr(step, "record_on_gpu", keep_function)
 
 
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_the_other_kind_of_step(dataset: Path, tmp_path: Path
         for now, changes in ((first, {"on_step": stop}), (not first, {"resume": True})):
             with monkeypatch.context() as patch:
                 if now:
-                    patch.setattr(device_batches, "fits", lambda lists, device: True)
+                    patch.setattr(device_batches, "fits", lambda *_: True)
                     patch.setattr(step, "record_on_gpu", keep_function)
                 run(dataset, out, *settings, **changes)
         assert_same(out, tmp_path / "eager", 2e-5)
@@ -158,9 +158,24 @@ def test_where_recording_fails_training_runs_step_by_step_from_the_same_weights(
         compute()
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(device_batches, "fits", lambda lists, device: True)
+    monkeypatch.setattr(device_batches, "fits", lambda *_: True)
     monkeypatch.setattr(step, "record_on_gpu", fail)
     monkeypatch.setattr(step, "fastest_layout", lambda *_: torch.channels_last)
     said = run(dataset, tmp_path / "run")
     assert any("cannot be recorded as a CUDA graph (operation not permitted when stream is capturing)" in one for one in said)
     assert_same(tmp_path / "run", tmp_path / "eager", 2e-5)
+
+
+def test_a_run_goes_on_in_the_layout_that_it_was_begun_in(recorded, dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    """What is the fastest is measured, and may come out otherwise the next time; in another layout sums are of other last bits."""
+
+    def stop(epoch: int, done: int, *_) -> None:
+        if (epoch, done) == (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(step, "fastest_layout", lambda *_: torch.contiguous_format)
+    run(dataset, tmp_path / "run", on_step=stop)
+    monkeypatch.setattr(step, "fastest_layout", lambda *_: pytest.fail("measured again"))
+    run(dataset, tmp_path / "run", resume=True)
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["steps"]
+    assert state == {"resident": True, "layout": "torch.contiguous_format"}

@@ -128,3 +128,13 @@ def test_going_on_with_other_devices_is_said(dataset: Path, tmp_path: Path) -> N
     recipe.write_text(recipe.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     [said] = run(dataset, tmp_path / "run", resume=True)
     assert "begun on 1 x cuda and goes on on 1 x cpu: not to the same bits" in said
+
+
+def test_an_image_under_two_names_in_both_lists_is_told_of(dataset: Path, tmp_path: Path) -> None:
+    validated, *_ = (dataset / "val.txt").read_text().split("\n")
+    both = dataset / "both.txt"
+    both.write_text((dataset / "train.txt").read_text() + f"\n{copied(dataset, validated)}\n")
+    said = run(dataset, tmp_path / "run", train_list=both)
+    assert said == [
+        f"warning: 1 image is in both lists, {validated!r} (in training 'copy') among them: validation scores are too good"
+    ]

@@ -54,21 +54,20 @@ def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
 def check_run(cell: Cell, store: Store) -> None:
     """Raise InputError when the cell's run is a training by another plan: its weights must not be scored as the cell's."""
     from cmunext.training.lineage import digests
+    from cmunext.training.task import completed
 
     run = store.run(cell)
     path = run / "recipe.json"
     if not path.is_file():
         return
     saved = json.loads(path.read_text("utf-8"))
-    recipe = json.loads(json.dumps(cell.recipe.to_dict()))
-    if recipe["precision"] == "auto":
-        recipe["precision"] = saved["recipe"].get("precision")
+    recipe = completed(cell.recipe, saved["arguments"]["num_classes"], saved["recipe"]["precision"])
     before = digests(saved)
     lists = (("train", cell.lists.train), ("validation", cell.lists.validation))
     agrees = {
         "network": saved["network"] == cell.network,
         "network argument": cell.arguments.items() <= saved["arguments"].items(),
-        "recipe": saved["recipe"] == recipe,
+        "recipe": saved["recipe"] == json.loads(json.dumps(recipe.to_dict())),
         **{f"{name} list": resolve(list_entries(file), saved[name]) == saved[name] for name, file in lists},
         "set of teachers": _are_those(before["teachers"], cell.teachers, store),
         "start": _are_those(before["start"], [cell.start] if cell.start else [], store),

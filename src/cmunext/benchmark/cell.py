@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cmunext.benchmark.agreement import check_run, plan_of
-from cmunext.benchmark.grid import Cell, Grid
+from cmunext.benchmark.grid import Cell, External, Grid
 from cmunext.benchmark.store import CONFIG, FAILED, HISTORY, STEP, Store
 from cmunext.errors import InputError
 from cmunext.storage import write_bytes, write_json, write_text
@@ -39,8 +39,7 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     for name, path in store.scores(cell).items():
         if not path.is_file():
             external = next((one for one in cell.dataset.external if name == f"external-{one.name}"), None)
-            root, cases = (external.root, external.cases) if external else (cell.dataset.root, cell.lists.validation)
-            _score(grid, run / BEST if name == "best" else last, root, cases, path)
+            _score(grid, cell, external, run / BEST if name == "best" else last, path)
     write_bytes(folder / HISTORY, (run / HISTORY).read_bytes())
     trained = json.loads((run / "recipe.json").read_text("utf-8"))
     write_json(
@@ -167,11 +166,13 @@ class _Clock:
             write_json(self.run / STEP, {"seconds": middle, "steps": len(self.seconds), "threads": self.threads})
 
 
-def _score(grid: Grid, weights: Path, root: Path, cases: Path | None, path: Path) -> None:
+def _score(grid: Grid, cell: Cell, external: External | None, weights: Path, path: Path) -> None:
+    """Score weights on an external set, else on the cell's validation list, of which training made sure that no ancestor saw it."""
     from cmunext.benchmark.evaluate import evaluate
     from cmunext.data.layout import Layout
     from cmunext.inference.segmenter import Segmenter
 
+    root, cases = (external.root, external.cases) if external else (cell.dataset.root, cell.lists.validation)
     layout = Layout.open(root)
     with grid_networks_trusted(grid):
         segmenter = Segmenter.load(weights, backend="torch", device=_inference_device(grid.device))
@@ -181,6 +182,11 @@ def _score(grid: Grid, weights: Path, root: Path, cases: Path | None, path: Path
         name, sentence = found.failures[0]
         raise InputError(
             f"{len(found.failures)} cases of {cases.name if cases else root} could not be measured, the first {name}: {sentence}"
+        )
+    if external and found.learnt_from:
+        raise InputError(
+            f"{weights} learnt from {found.learnt_from} of the {len(names)} images of {root}, so a score there would be too good; "
+            "take these images out of the grid's `external`"
         )
     found.write(path)
 

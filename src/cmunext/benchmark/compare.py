@@ -18,7 +18,7 @@ from cmunext.data.table import read_table
 from cmunext.errors import InputError, UsageError
 from cmunext.metrics import SCORES
 
-LOWER_IS_BETTER = ("hd95", "ece")
+LOWER_IS_BETTER = ("hd95", "ece", "fp", "fn")
 SIGNIFICANT = 0.05  # adjusted p-values below are called a difference
 
 Scores = dict[str, float]  # case -> score, NaN where undefined
@@ -79,7 +79,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The comparison as values that JSON can hold; undefined is None. Each pair carries its `sentence`."""
         pairs = [{**asdict(pair), "sentence": self.sentence(pair)} for pair in self.pairs]
-        document = {**asdict(self), "level": LEVEL, "lower_is_better": self.metric in LOWER_IS_BETTER, "pairs": pairs}
+        document = {**asdict(self), "level": LEVEL, "lower_is_better": lower_is_better(self.metric), "pairs": pairs}
         return finite(document)
 
     def sentence(self, pair: Pair) -> str:
@@ -92,11 +92,12 @@ class Comparison:
         else:
             verdict = f"no difference between {pair.a} and {pair.b} can be shown"
         tests = f", Holm-corrected for {len(self.pairs)} tests" if len(self.pairs) > 1 else ""
-        interval = ""
-        if math.isfinite(pair.difference):
-            interval = f"mean difference {pair.difference:+.4f} (95 % interval {pair.low:+.4f} to {pair.high:+.4f}), "
+        mean = f"mean difference {pair.difference:+.4f}" if math.isfinite(pair.difference) else ""
+        if math.isfinite(pair.low):
+            mean += f" (95 % interval {pair.low:+.4f} to {pair.high:+.4f})"
+        shown = f"{mean}, " if mean else ""
         return (
-            f"By {self.metric} on {pair.n} cases {verdict}: {interval}{pair.a} is better on {pair.wins}, equal on {pair.ties}, "
+            f"By {self.metric} on {pair.n} cases {verdict}: {shown}{pair.a} is better on {pair.wins}, equal on {pair.ties}, "
             f"worse on {pair.losses}; Wilcoxon p = {p_text(pair.p_adjusted)}{tests}, rank-biserial effect {pair.effect:+.2f}."
         )
 
@@ -109,7 +110,7 @@ def compare_files(
     Parameters
     ----------
     paths : two or more CSV files with one row a case, of the same cases in any order.
-    metric : a column of scores: iou, dice, sensitivity, ..., hd95 and ece (for these two less is better).
+    metric : a column of scores: iou, dice, sensitivity, ..., hd95 and ece; and of a class, iou_NAME, ... See `lower_is_better`.
     groups : CSV file with the columns case and group (patient, near duplicates); the intervals then draw whole groups.
 
     Raises
@@ -159,6 +160,11 @@ def compare(tables: Mapping[str, Scores], metric: str = "iou", group_of: Mapping
     )
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether less is better in a column of a score table: of distances, calibration errors and wrong pixels, over all classes or of one."""
+    return any(metric == name or metric.startswith(f"{name}_") for name in LOWER_IS_BETTER)
+
+
 def read_scores(path: str | os.PathLike[str], metric: str) -> Scores:
     """One column of a score table: case -> score, NaN where the cell is empty. Raises UsageError or InputError."""
     return _column(path, read_table(path), metric)
@@ -204,7 +210,7 @@ def p_text(p_value: float) -> str:
 def _pair(
     a: str, b: str, of_a: NDArray[np.float64], of_b: NDArray[np.float64], metric: str, groups: Sequence[str]
 ) -> dict[str, Any]:
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if lower_is_better(metric) else 1.0
     test = wilcoxon(sign * of_a, sign * of_b)
     both = np.isfinite(of_a) & np.isfinite(of_b)
     differences = np.full(len(of_a), np.nan)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.predicted import MaskFolder, measured_classes, predicted, source_classes
+from cmunext.benchmark.predicted import MaskFolder, predicted, source_classes
 from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
 from cmunext.data.dataset import original_of, read_case, resize_mask
@@ -18,7 +18,7 @@ from cmunext.data.layout import Layout
 from cmunext.data.table import PATIENT_COLUMN, class_of, dataset_table
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.segmenter import Segmenter
-from cmunext.metadata import image_digest
+from cmunext.metadata import image_digest, measured_classes
 from cmunext.metrics import Counts, count
 
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.predicted import MaskFolder, measured_classes, predicted, source_classes
+from cmunext.benchmark.predicted import MaskFolder, predicted, source_classes
 from cmunext.data.dataset import read_case
 from cmunext.data.layout import Layout
 from cmunext.image.overlay import COLOURS, ORANGE, SKY, Colour
 from cmunext.image.sheet import outlined
 from cmunext.inference.segmenter import Segmenter
+from cmunext.metadata import measured_classes
 
 TRUTH, PREDICTION = SKY, ORANGE  # with one class; with several each has its own colour in both pictures
 

@@ -99,7 +99,7 @@ def run_on_cluster(grid: Grid, cells: Sequence[Cell], out: Path, address: str, t
         sweep(out)
         ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
         threads = grid.threads or 1
-        gpus = 1 if grid.device == "cuda" else 0
+        gpus = 1 if grid.device == "cuda" or (grid.device == "auto" and ray.cluster_resources().get("GPU")) else 0
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=CLUSTER_RETRIES)(_work)
         failures: dict[str, str] = {}
         try:

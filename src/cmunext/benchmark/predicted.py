@@ -12,7 +12,8 @@ from cmunext.data.layout import files_by_name
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_levels
 from cmunext.inference.results import MASK
-from cmunext.inference.segmenter import BACKGROUND, Segmenter
+from cmunext.inference.segmenter import Segmenter
+from cmunext.metadata import unnamed_classes
 
 
 @dataclass(frozen=True)
@@ -22,25 +23,27 @@ class MaskFolder:
     Attributes
     ----------
     root : the folder.
+    classes : the names of its classes, in the order of the folders 0, 1, ...
     files : for each class, name -> its mask files.
     """
 
     root: Path
+    classes: tuple[str, ...]
     files: tuple[Mapping[str, tuple[Path, ...]], ...] = field(repr=False)
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], classes: int = 1) -> "MaskFolder":
-        """List a folder of masks of so many classes; nothing is decoded. One class may lie in the folder itself.
+    def open(cls, root: str | os.PathLike[str], classes: Sequence[str] = unnamed_classes(1)) -> "MaskFolder":
+        """List a folder of masks of these classes; nothing is decoded. One class may lie in the folder itself.
 
         Raises UsageError when it is not a folder, one of the classes is not there, or there are more.
         """
         root = Path(root)
-        folders = [root / str(number) for number in range(classes)]
-        if classes == 1 and not folders[0].is_dir():
+        folders = [root / str(number) for number in range(len(classes))]
+        if len(classes) == 1 and not folders[0].is_dir():
             folders = [root]
-        if (root / str(classes)).is_dir():
+        if (root / str(len(classes))).is_dir():
             raise UsageError(
-                f"{root} has masks of more classes than the dataset, which has {classes}; leave only 0/, 1/, ... of these"
+                f"{root} has masks of more classes than the dataset, which has {len(classes)}; leave only 0/, 1/, ... of these"
             )
         files = tuple(files_by_name(folder) if folder.is_dir() else {} for folder in folders)
         for folder, found in zip(folders, files, strict=True):
@@ -48,12 +51,7 @@ class MaskFolder:
                 raise UsageError(
                     f"{folder} holds no mask; give a folder of masks called as the images are, NAME.png, or weights (of a run, a file in it)"
                 )
-        return cls(root, files)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes by number, as the truth in `masks/0`, `masks/1`, ... has them."""
-        return tuple(str(number) for number in range(len(self.files)))
+        return cls(root, tuple(classes), files)
 
     def read(self, name: str, size: tuple[int, int]) -> NDArray[np.bool_]:
         """The masks of a case, bool K x H x W, `size` = (H, W); foreground is what is not black.
@@ -84,11 +82,6 @@ def predicted(
 def source_classes(source: Segmenter | MaskFolder) -> tuple[str, ...]:
     """The names of all its classes."""
     return source.classes if isinstance(source, MaskFolder) else source.metadata.classes
-
-
-def measured_classes(classes: Sequence[str]) -> list[int]:
-    """Which of the classes are measured: all but a background beside others."""
-    return [k for k, label in enumerate(classes) if label != BACKGROUND] or list(range(len(classes)))
 
 
 def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -53,7 +53,7 @@ def bootstrap_mean(
 
     Returns
     -------
-    Interval; mean, low and high are NaN when no value is defined.
+    Interval; mean, low and high are NaN when no value is defined, low and high also when there is only one to draw.
     """
     values = _vector(values, "values")
     if not 0 < level < 1:
@@ -72,6 +72,8 @@ def bootstrap_mean(
     sums, sizes = np.bincount(group, kept), np.bincount(group, np.ones(len(kept)))
 
     generator, drawn = np.random.default_rng(seed), len(sums)
+    if drawn == 1:
+        return Interval(float(kept.mean()), math.nan, math.nan, level, len(kept), 1)
     means = np.empty(resamples)
     step = max(1, DRAWS_AT_ONCE // drawn)
     for start in range(0, resamples, step):

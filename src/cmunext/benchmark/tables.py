@@ -1,6 +1,7 @@
 """The paper's Tables 2 and 3 with our numbers beside the published ones, and one of every metric: a pure function of files."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -147,13 +148,18 @@ def _grid_of_text(dataset: Dataset, number: int, rows: Sequence[Row]) -> tuple[l
         cells += [rounded(row.gigaflops, 2), f"{cost.gigaflops:.2f}" if cost else "", rounded(row.fps, 1)]
         cells.append(f"{scores.iou:.2f} / {scores.f1:.2f}" if scores else "")
         for column, value in row.values.items():
-            cells.append(f"{100 * value.iou:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]" if value else "")
+            cells.append(_with_interval(value) if value else "")
             if column in ("paper", "last"):
                 cells.append(f"{100 * value.f1:.2f}" if value else "")
         cells.append("" if row.p_value is None else p_text(row.p_value))
         cells.append(rounded(row.u_score, 1))
         body.append(cells)
     return header, body
+
+
+def _with_interval(value: Value) -> str:
+    """IoU and its interval in per cent; of one image or group there is none."""
+    return f"{100 * value.iou:.2f}" + ("" if math.isnan(value.low) else f" [{100 * value.low:.2f}, {100 * value.high:.2f}]")
 
 
 def preface(grid: Grid, dataset: Dataset, recipe: str) -> list[str]:

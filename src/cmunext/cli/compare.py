@@ -1,6 +1,7 @@
 """`cmunext compare`: which of several networks is better on the same cases, by how much, and how surely."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def _print(found: "Comparison") -> None:
             f"{pair.mean_a:.4f}",
             f"{pair.mean_b:.4f}",
             f"{pair.difference:+.4f}",
-            f"{pair.low:+.4f} to {pair.high:+.4f}",
+            f"{pair.low:+.4f} to {pair.high:+.4f}" if math.isfinite(pair.low) else "",
             f"{pair.wins}/{pair.ties}/{pair.losses}",
             f"{pair.effect:+.2f}",
             p_text(pair.p_adjusted),

@@ -109,7 +109,7 @@ def evaluate(
             raise UsageError(
                 f"{weights} is a folder of masks, and no network runs; leave out --backend, --device, --precision and --threads"
             )
-        source = MaskFolder.open(weights, layout.classes)
+        source = MaskFolder.open(weights, layout.class_names)
     else:
         source = Segmenter.load(weights, backend, device, threads or None, precision)
     evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]

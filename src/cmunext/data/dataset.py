@@ -36,12 +36,14 @@ class Cases:
     images : uint8 N x H x W x C, in the channel order of the preprocessing.
     masks : uint8 N x V x H x W x K of 0 and 1. V is 1, or 4 when the mask was sampled under each of `FLIPS` (see `load_cases`).
     image_digests : `metadata.image_digest` of each, from its native size; of a reduced copy, what the column `original` of cases.csv says.
+    classes : K names.
     """
 
     names: tuple[str, ...]
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     image_digests: tuple[str, ...]
+    classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,7 +85,7 @@ def load_cases(
     images, masks, digests = zip(*found, strict=True)
     table = dataset_table(layout.root)
     originals = tuple(original_of(name, table) or digest for name, digest in zip(names, digests, strict=True))
-    return Cases(tuple(names), np.stack(images), np.stack(masks), originals)
+    return Cases(tuple(names), np.stack(images), np.stack(masks), originals, layout.class_names)
 
 
 def original_of(name: str, table: Mapping[str, Mapping[str, str]]) -> str:

@@ -1,4 +1,5 @@
-"""The dataset folder: `images/NAME.png`, `masks/0/NAME.png` (more classes: `masks/1`, ...), and the text lists of its names."""
+"""The dataset folder: `images/NAME.png`, `masks/0/NAME.png` (more classes: `masks/1`, ...), the text lists of its names, and the names
+of its classes in `classes.txt`, a line each, where somebody gave them."""
 
 import os
 import re
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import IMAGE_SUFFIXES
+from cmunext.metadata import unnamed_classes
 
+CLASSES = "classes.txt"
 SHOWN = 3  # names quoted in an error; the rest are counted
 
 
@@ -22,6 +25,8 @@ class Layout:
     root : the folder.
     cases : names of all images (the file name without its suffix), sorted; whether each has its masks is asked case by case.
     classes : number K of mask folders `masks/0` ... `masks/K-1`.
+    class_names : K names, from `classes.txt`; without that file those of `metadata.unnamed_classes`. A class called "background" beside
+        others is no lesion, and is not measured.
     image_files : case -> its image files. More than one (`a.png`, `a.jpg`) is ambiguous and raised by `image`.
     mask_files : for each class, name -> its mask files, including masks without an image.
     """
@@ -29,6 +34,7 @@ class Layout:
     root: Path
     cases: tuple[str, ...]
     classes: int
+    class_names: tuple[str, ...]
     image_files: Mapping[str, tuple[Path, ...]] = field(repr=False)
     mask_files: tuple[Mapping[str, tuple[Path, ...]], ...] = field(repr=False)
 
@@ -39,7 +45,8 @@ class Layout:
         Raises
         ------
         UsageError : `root` is not a folder, or has no `images` or no `masks/0`.
-        InputError : there is no image in it, or the mask folders are not numbered 0, 1, ... without a gap.
+        InputError : there is no image in it, the mask folders are not numbered 0, 1, ... without a gap, or `classes.txt` does not
+            name each of them.
         """
         root = Path(root)
         if not root.is_dir():
@@ -54,7 +61,8 @@ class Layout:
         images = files_by_name(root / "images")
         if not images:
             raise InputError(f"{root / 'images'} holds no image; the suffixes read are {', '.join(sorted(IMAGE_SUFFIXES))}")
-        return cls(root, tuple(sorted(images)), len(folders), images, tuple(files_by_name(folder) for folder in folders))
+        masks = tuple(files_by_name(folder) for folder in folders)
+        return cls(root, tuple(sorted(images)), len(folders), _class_names(root / CLASSES, len(folders)), images, masks)
 
     def image(self, name: str) -> Path:
         """The image of a case. Raises InputError when there is none, or more than one of that name."""
@@ -154,6 +162,19 @@ def resolve(entries: Iterable[str], known_names: Collection[str]) -> list[str]:
     return [name_of(entry) for entry in entries]
 
 
+def _class_names(path: Path, number: int) -> tuple[str, ...]:
+    """The names in a `classes.txt`. Raises InputError when they are not as many as there are classes, or one stands there twice."""
+    if not path.is_file():
+        return unnamed_classes(number)
+    names = tuple(list_entries(path))
+    if len(names) != number or len(set(names)) < number:
+        raise InputError(
+            f"{path} names {_count(names, 'class', 'classes')} ({quote(names)}) for the {number} folders of masks; give each a name of its own, "
+            "a line each, that of masks/0 first"
+        )
+    return names
+
+
 def list_content(names: Iterable[str]) -> bytes:
     """A list in the official text form: one name a line, every line ended by CR LF, UTF-8."""
     return "".join(f"{name}\r\n" for name in names).encode()
@@ -165,5 +186,5 @@ def quote(names: Collection[str]) -> str:
     return first if len(names) <= SHOWN else f"{first} and {len(names) - SHOWN} more"
 
 
-def _count(names: Collection[str], noun: str) -> str:
-    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+def _count(names: Collection[str], noun: str, plural: str = "") -> str:
+    return f"{len(names)} {noun if len(names) == 1 else plural or noun + 's'}"

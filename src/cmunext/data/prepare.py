@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.data.fingerprint import Progress
-from cmunext.data.layout import quote
-from cmunext.data.sources import NORMAL, Source, find
+from cmunext.data.layout import CLASSES, quote
+from cmunext.data.sources import NORMAL, Download, Source, find
 from cmunext.data.table import TABLE, table_content
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_grey, read_image, write_image, write_mask
@@ -78,7 +78,8 @@ def prepare(
     """Bring a download into the dataset layout. A second run over the same download changes nothing.
 
     Images are read as `image.files.read_image` does and written as PNG: grey stays grey, RGB stays RGB. A table of cases
-    (`cases.csv`, or BUS-BRA's own) is kept as `cases.csv`. What cannot be read is skipped with the reason, the others are done.
+    (`cases.csv`, or BUS-BRA's own) is kept as `cases.csv`, and `classes.txt` as it is. What cannot be read is skipped with
+    the reason, the others are done.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def prepare(
     download = find(src, kind)
     left_out = () if normals else tuple(source.name for source in download.sources if source.kind == NORMAL)
     sources = [source for source in download.sources if normals or source.kind != NORMAL]
-    table = _table_file(download.table, dst)
+    texts = _texts(download, dst)
 
     notes: dict[str, frozenset[str]] = {}
     labels: dict[int, tuple[int, str]] = {}  # number of a class -> the first label of its foreground, and in which case
@@ -121,7 +122,7 @@ def prepare(
     # First everything that is there already is compared, so that a refusal comes before the first write.
     there = {source.name: source for source in sources if any(path.exists() for path in _targets(source, dst))}
     fresh = [source for source in sources if source.name not in there]
-    pending, differing = [], [path for path, content in table.items() if path.exists() and path.read_bytes() != content]
+    pending, differing = [], [path for path, content in texts.items() if path.exists() and path.read_bytes() != content]
     for source, case in decoded(list(there.values())):
         states = {path: _state(path, pixels) for path, pixels in _planes(source, case, dst)}
         differing += [path for path, state in states.items() if state == "differs"]
@@ -138,7 +139,7 @@ def prepare(
             if _state(path, pixels) != "same":
                 (write_mask if pixels.dtype == bool else write_image)(path, pixels)
         written += 1
-    for path, content in table.items():
+    for path, content in texts.items():
         if not path.exists() or path.read_bytes() != content:
             write_bytes(path, content)
 
@@ -169,10 +170,14 @@ def _check_apart(src: Path, dst: Path) -> None:
         raise UsageError(f"the output {dst} is a file; choose a folder")
 
 
-def _table_file(table: dict[str, dict[str, str]], dst: Path) -> dict[Path, bytes]:
-    if not table:
-        return {}
-    return {dst / TABLE: table_content(table, list(next(iter(table.values()))))}
+def _texts(download: Download, dst: Path) -> dict[Path, bytes]:
+    """The files of `dst` beside images and masks, and what belongs into each: the table of cases and the names of the classes."""
+    texts = {}
+    if download.table:
+        texts[dst / TABLE] = table_content(download.table, list(next(iter(download.table.values()))))
+    if (names := download.root / CLASSES).is_file():
+        texts[dst / CLASSES] = names.read_bytes()
+    return texts
 
 
 def _targets(source: Source, dst: Path) -> list[Path]:

@@ -19,7 +19,8 @@ from cmunext.image.overlay import overlay
 from cmunext.inference.lesions import Spacing
 from cmunext.inference.pipeline import helpers, overlapped
 from cmunext.inference.records import Records
-from cmunext.inference.segmenter import BACKGROUND, Segmentation, Segmenter
+from cmunext.inference.segmenter import Segmentation, Segmenter
+from cmunext.metadata import BACKGROUND
 
 MASK = "_mask"  # what the name of an image gets for that of its mask
 SAVE_EVERY = 5.0  # seconds between two savings of the records

@@ -13,10 +13,9 @@ from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.backends import BACKENDS, SUFFIXES, Backend, open_weights
 from cmunext.inference.lesions import Lesion, Spacing, measure
 from cmunext.inference.named_weights import weights_path
-from cmunext.metadata import Metadata
+from cmunext.metadata import BACKGROUND, Metadata
 
 DEFAULT_WEIGHTS = "cmunext-s-busi"
-BACKGROUND = "background"  # a class of this name is segmented, but is no lesion
 
 
 @dataclass(frozen=True, eq=False)

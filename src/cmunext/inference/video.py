@@ -18,7 +18,8 @@ from cmunext.inference.lesions import Spacing
 from cmunext.inference.pipeline import overlapped
 from cmunext.inference.records import Records
 from cmunext.inference.results import draw, pace
-from cmunext.inference.segmenter import BACKGROUND, Segmentation, Segmenter
+from cmunext.inference.segmenter import Segmentation, Segmenter
+from cmunext.metadata import BACKGROUND
 from cmunext.storage import replacing
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v"}  # of the overlays; both are in every build of OpenCV from PyPI

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from cmunext.training import checkpoint
 
+FOLDER = "tensorboard"
+
 
 class Board:
     """TensorBoard scalars of the run, where tensorboard is installed."""
@@ -16,7 +18,7 @@ class Board:
             except ImportError:
                 return
             done = checkpoint.epochs_written(run)
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else None)
+            self.writer = SummaryWriter(str(run / FOLDER), purge_step=done + 1 if done else None)
 
     def add(self, row: dict) -> None:
         if self.writer is not None:

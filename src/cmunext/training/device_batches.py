@@ -5,7 +5,7 @@ What happens to a case is drawn on the host by the same random numbers as in `ba
 warp's interpolation (cv2's has 1/32 of a pixel) and the noise, which has a generator of the device, differ.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,12 +25,19 @@ CHUNK = 64  # images that are augmented at a time
 SHARE_OF_MEMORY = 0.4  # of the device's free memory that lists and an augmented epoch may take
 
 
-def fits(lists: Sequence[Cases], device: torch.device) -> bool:
-    """True when the device is a GPU with room for the lists and an augmented epoch of each."""
+def fits(train: Cases, validation: Cases, recipe: Recipe, device: torch.device) -> bool:
+    """True when the device is a GPU with room for both lists and what an epoch makes of the training list."""
     if device.type != "cuda":
         return False
-    needed = sum(2 * cases.images.nbytes + cases.masks.nbytes + cases.masks[:, 0].nbytes for cases in lists)
-    return needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
+    return bytes_needed(train, validation, recipe) < SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
+
+
+def bytes_needed(train: Cases, validation: Cases, recipe: Recipe) -> int:
+    """What `DeviceBatches` of both lists hold at most, but for what one chunk takes: the lists, and an epoch augmented (and mixed)."""
+    epochs = 2 if recipe.augmentation.cutmix else 1
+    return sum(cases.images.nbytes + cases.masks.nbytes for cases in (train, validation)) + epochs * (
+        train.images.nbytes + train.masks[:, 0].nbytes
+    )
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,17 @@ class DeviceBatches:
         drawn = self._drawn(recipe, epoch)
         if epoch + 1 < recipe.epochs:
             self._next = (epoch + 1, self._background.submit(self._draw, recipe, epoch + 1))
-        chunks = [np.arange(start, min(start + CHUNK, len(self.images))) for start in range(0, len(self.images), CHUNK)]
         generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + epoch)
-        views = [self._augmented(indices, drawn, generator) for indices in chunks]
-        images, masks = (torch.cat(parts) for parts in zip(*views, strict=True))
-        return self._mixed(images, masks, drawn) if recipe.augmentation.cutmix else (images, masks)
+        views = self._by_chunks(lambda indices: self._augmented(indices, drawn, generator))
+        return self._by_chunks(lambda indices: self._mixed(indices, *views, drawn)) if recipe.augmentation.cutmix else views
+
+    def _by_chunks(self, made: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Images and masks of all cases, made for a few at a time and put in their place, so that nothing is held twice."""
+        images, masks = torch.empty_like(self.images), torch.empty_like(self.masks[:, 0])
+        for start in range(0, len(images), CHUNK):
+            end = min(start + CHUNK, len(images))
+            images[start:end], masks[start:end] = made(np.arange(start, end))
+        return images, masks
 
     def _drawn(self, recipe: Recipe, epoch: int) -> _Drawn:
         if self._next and self._next[0] == epoch:
@@ -120,16 +133,16 @@ class DeviceBatches:
             images = (images + noise).round_().clamp_(0, 255).to(torch.uint8)
         return images, masks
 
-    def _mixed(self, images: Tensor, masks: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor]:
-        """Each case with its rectangle of its partner, as that looks without."""
+    def _mixed(self, indices: NDArray[np.int64], images: Tensor, masks: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor]:
+        """These of all cases with their rectangles of their partners, as those look without."""
         height, width = images.shape[1:3]
-        partners = self._moved(drawn.partners)
-        top, bottom, left, right = (edge[:, None] for edge in self._moved(drawn.rectangles).unbind(1))
+        chosen, partners = self._moved(indices), self._moved(drawn.partners[indices])
+        top, bottom, left, right = (edge[:, None] for edge in self._moved(drawn.rectangles[indices]).unbind(1))
         rows, columns = torch.arange(height, device=self.device), torch.arange(width, device=self.device)
         inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
         return (
-            torch.where(inside[..., None], images[partners], images),
-            torch.where(inside[..., None], masks[partners], masks),
+            torch.where(inside[..., None], images[partners], images[chosen]),
+            torch.where(inside[..., None], masks[partners], masks[chosen]),
         )
 
     def _grid(self, sampling: Tensor) -> Tensor:

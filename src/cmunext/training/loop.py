@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from cmunext import losses
 from cmunext.data.dataset import Cases
 from cmunext.errors import InputError
 from cmunext.image.preprocess import Preprocessing
+from cmunext.metadata import measured_classes
 from cmunext.metrics import Counts, summarise
 from cmunext.training import checkpoint, device_batches, host
 from cmunext.training import step as steps
@@ -82,7 +84,7 @@ def fit(
     """
     progress, states = checkpoint.load(run, identity) or (Progress(), {})
     device = fabric.device
-    resident = fabric.world_size == 1 and device_batches.fits([train, validation], device)
+    resident = fabric.world_size == 1 and device_batches.fits(train, validation, recipe, device)
     network.to(device)  # before the optimiser, whose state follows its parameters
     average = average_of(network, recipe.ema_decay)
     optimizer = optimizer_of(network, recipe, resident)
@@ -94,7 +96,12 @@ def fit(
 
     source, validated = (DeviceBatches(cases, device) if resident else HostBatches(cases) for cases in (train, validation))
     loss_of = losses.DistillationLoss(recipe.distill_weight) if teacher else _loss_of(recipe, train)
-    step = _step(fabric, network, optimizer, average, recipe, loss_of, train, teacher, resident, hooks.say)
+    begun: dict[str, Any] = states.get("steps", {})  # how the run took its steps until now
+    layout = next((one for one in steps.LAYOUTS if str(one) == begun.get("layout")), None)
+    step = _step(fabric, network, optimizer, average, recipe, loss_of, train, teacher, resident, layout, hooks.say)
+    taken = {"resident": resident, "layout": str(step.layout) if isinstance(step, RecordedStep) else ""}
+    if begun and begun != taken and device.type == "cuda":
+        hooks.say(f"warning: the run took its steps by {begun} and now does by {taken}: not to the same bits")
     measured = average.module if average is not None else network
     batches_per_epoch = math.ceil(len(train) / recipe.batch_size)
     total_steps = recipe.epochs * batches_per_epoch
@@ -102,7 +109,7 @@ def fit(
 
     def save() -> None:
         if fabric.is_global_zero:
-            states = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            states = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "steps": taken}
             checkpoint.save(run, progress, states | ({"average": average.state_dict()} if average else {}), identity)
         fabric.barrier()
 
@@ -175,9 +182,11 @@ def _step(
     train: Cases,
     teacher: Callable[[Tensor], Tensor] | None,
     resident: bool,
+    layout: torch.memory_format | None,
     say: Callable[[str], None],
 ) -> EagerStep | RecordedStep:
-    """The step for this device, with the network laid out for it; recorded where the data lie on the device."""
+    """The step for this device, with the network laid out for it; recorded where the data lie on the device, in the given layout or else
+    in the fastest."""
     normalise = Normalise(recipe.preprocessing, fabric.device)
 
     def lay_all_out(layout: torch.memory_format) -> None:
@@ -192,7 +201,7 @@ def _step(
         torch.backends.cudnn.benchmark = True
         example = _example(train, recipe, fabric.device, with_teacher=teacher is not None)
         try:
-            layout = steps.fastest_layout(fabric, network, loss_of, normalise, example, steps.record_on_gpu)
+            layout = layout or steps.fastest_layout(fabric, network, loss_of, normalise, example, steps.record_on_gpu)
             lay_all_out(layout)
             recorded = RecordedStep(
                 fabric, network, optimizer, average, recipe.ema_decay, loss_of, normalise, layout, steps.record_on_gpu
@@ -216,7 +225,7 @@ def _step(
 def validate(
     fabric: Fabric, network: nn.Module, recipe: Recipe, cases: Cases, batches: HostBatches | DeviceBatches
 ) -> dict[str, float]:
-    """Loss, IoU and Dice on a list at the network's size: means over images of per-image (and per-class) values."""
+    """Loss, and IoU and Dice of the measured classes, on a list at the network's size: means over images of per-image (and per-class) values."""
     network.eval()
     _share_buffers(fabric, network)
     normalise, loss_of = Normalise(recipe.preprocessing, fabric.device), _loss_of(recipe, cases)
@@ -232,7 +241,8 @@ def validate(
         totals[rows, :, 0] = loss_of(logits, truth.float()).double()
         for column, pixels in enumerate((predicted & truth, predicted & ~truth, ~predicted & truth), start=1):
             totals[rows, :, column] = pixels.sum((2, 3)).double()
-    loss, tp, fp, fn = _reduced(fabric, totals, "sum").cpu().numpy().transpose(2, 0, 1)
+    loss, *pixels_of = _reduced(fabric, totals, "sum").cpu().numpy().transpose(2, 0, 1)
+    tp, fp, fn = (counted[:, measured_classes(cases.classes)] for counted in pixels_of)
     pixels = cases.images.shape[1] * cases.images.shape[2]
     means = summarise(Counts(tp, fp, fn, pixels - tp - fp - fn))["per_image"]
     return {"val_loss": float(loss.mean()), "val_iou": float(np.mean(means["iou"])), "val_dice": float(np.mean(means["dice"]))}
@@ -261,7 +271,7 @@ def _not_finite(losses: list[float | Tensor], epoch: int, batches: list[np.ndarr
     """What is wrong with an epoch in which a loss is not finite."""
     batch, loss = next((number, float(loss)) for number, loss in enumerate(losses) if not math.isfinite(float(loss)))
     names = ", ".join(train.names[index] for index in batches[batch])
-    earlier = "last.ckpt holds an earlier state" if (run / checkpoint.FILE).is_file() else f"nothing was saved, delete {run}"
+    earlier = "last.ckpt holds an earlier state" if (run / checkpoint.FILE).is_file() else "nothing was saved"
     return InputError(
         f"the loss is {loss} at step {epoch * len(batches) + batch} (epoch {epoch + 1}, batch {batch + 1}), cases: {names}; "
         f"look at these images, or lower the learning rate; {earlier}"

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +17,15 @@ from torch import nn
 import cmunext
 from cmunext import networks, weights
 from cmunext.data.dataset import Cases, load_cases
-from cmunext.data.layout import Layout
+from cmunext.data.layout import CLASSES, Layout
 from cmunext.errors import InputError, UsageError
-from cmunext.metadata import LEARNT_FROM, Metadata
+from cmunext.metadata import BACKGROUND, LEARNT_FROM, Metadata, unnamed_classes
 from cmunext.storage import write_json
 from cmunext.training import distill, host, lineage
+from cmunext.training.board import FOLDER as BOARD
 from cmunext.training.board import Board
-from cmunext.training.checkpoint import Progress
+from cmunext.training.checkpoint import FILE as CHECKPOINT
+from cmunext.training.checkpoint import HISTORY, Progress
 from cmunext.training.lineage import Ancestor
 from cmunext.training.loop import Hooks, fit
 from cmunext.training.recipe import Recipe
@@ -55,18 +60,17 @@ def train(task: Task, reporter: Reporter) -> Progress:
     """
     layout = Layout.open(task.dataset)
     train_names, validation_names = layout.read_list(task.train_list), layout.read_list(task.validation_list)
-    if both := sorted(set(train_names) & set(validation_names)):
-        reporter.say(f"warning: {len(both)} cases stand in both lists, {both[0]!r} among them: validation scores mean little")
     saved = saved_run(task)
     recipe = resolved_recipe(task, layout.classes, saved)
+    if recipe.preprocessing.activation == "softmax":
+        _require_names(layout)
     arguments = network_arguments(task, recipe, layout.classes)
     structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # the weights hold that file
     require_fitting_size(task.network, structure, recipe.preprocessing)
     if threads := _threads(task, saved, reporter):
         torch.set_num_threads(threads)
     host.keep_freed_memory()
-    class_names = ("lesion",) if layout.classes == 1 else tuple(f"class {number}" for number in range(layout.classes))
-    teachers = distill.load_teachers(task.teachers, recipe, class_names)
+    teachers = distill.load_teachers(task.teachers, recipe, layout.class_names)
     start = lineage.load_ancestor(task.start) if task.start else None
     ancestors = (*teachers, *([start] if start else []))
     descent = lineage.describe(teachers, recipe.distill_weight, start)
@@ -85,10 +89,11 @@ def train(task: Task, reporter: Reporter) -> Progress:
         load_cases(layout, names, recipe.preprocessing, masks_under_flips=recipe.augment_before_resize, advance=advance)
         for names in (train_names, validation_names)
     ]
-    if layout.classes > 1 and recipe.preprocessing.activation == "softmax":
+    if recipe.preprocessing.activation == "softmax":
         _require_partition(cases)
-    for ancestor in lineage.require_unseen(ancestors, *cases) if fabric.is_global_zero else ():
-        reporter.say(f"warning: {ancestor.file} does not say what it was trained on; if on validation images, scores mean little")
+    unknown = lineage.require_unseen(ancestors, *cases)  # in every process, so that all of them end where one does
+    if fabric.is_global_zero:
+        _warn_of_leaks(cases, unknown, reporter)
     if fabric.world_size > 1:
         network = _synchronised(network, fabric, reporter)
 
@@ -118,7 +123,9 @@ def train(task: Task, reporter: Reporter) -> Progress:
             "epoch": row["epoch"],
             "validation": {k: row[k] for k in ("val_iou", "val_dice")},
         }
-        metadata = Metadata(task.network, structure, recipe.preprocessing, class_names, training, task.licence, INTENDED_USE)
+        metadata = Metadata(
+            task.network, structure, recipe.preprocessing, layout.class_names, training, task.licence, INTENDED_USE
+        )
         weights.save(task.out / file, kept, metadata)
 
     measured = "average of weights (EMA)" if recipe.ema_decay else "weights"
@@ -143,9 +150,24 @@ def train(task: Task, reporter: Reporter) -> Progress:
             keep_last=keep_last,
         )
         taught = distill.MeanProbability(teachers, recipe.preprocessing.channels, fabric) if teachers else None
-        progress = fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks, taught)
+        try:
+            progress = fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks, taught)
+        except Exception:
+            board.close()
+            if fabric.is_global_zero and not (task.out / CHECKPOINT).is_file():
+                _clear(task.out)
+            raise
     board.close()
     return progress
+
+
+def _clear(run: Path) -> None:
+    """Remove what a run wrote that failed before there was anything to go on from, so that the folder takes the corrected command."""
+    for name in (RECIPE_FILE, HISTORY, BEST):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / BOARD, ignore_errors=True)
+    with suppress(OSError):  # something else lies there
+        run.rmdir()
 
 
 def _threads(task: Task, saved: dict[str, Any] | None, reporter: Reporter) -> int:
@@ -182,6 +204,29 @@ def _synchronised(network: nn.Module, fabric: Fabric, reporter: Reporter) -> nn.
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     reporter.say("PyTorch has no synchronised BatchNorm on the CPU: each process normalises by the statistics of its own share")
     return network
+
+
+def _warn_of_leaks(cases: list[Cases], unknown: list[Ancestor], reporter: Reporter) -> None:
+    """Say which images are learnt from and validated, by whatever names, and which ancestors do not say what they learnt from."""
+    train, validation = cases
+    learnt = dict(zip(train.image_digests, train.names, strict=True))
+    pairs = zip(validation.names, validation.image_digests, strict=True)
+    if both := [(name, learnt[digest]) for name, digest in pairs if digest in learnt]:
+        name, twin = both[0]
+        called = repr(name) if name == twin else f"{name!r} (in training {twin!r})"
+        images = "1 image is" if len(both) == 1 else f"{len(both)} images are"
+        reporter.say(f"warning: {images} in both lists, {called} among them: validation scores are too good")
+    for ancestor in unknown:
+        reporter.say(f"warning: {ancestor.file} does not say what it was trained on; if on validation images, scores mean little")
+
+
+def _require_names(layout: Layout) -> None:
+    """Raise UsageError when nobody said which class is the background, for it would be measured and segmented as a lesion."""
+    if layout.class_names == unnamed_classes(layout.classes):
+        raise UsageError(
+            f"with loss=boundary-dou one of the {layout.classes} classes may be the background; write their names into "
+            f"{layout.root / CLASSES}, a line each, that of masks/0 first, and {BACKGROUND} for what is no lesion"
+        )
 
 
 def _require_partition(cases: list[Cases]) -> None:

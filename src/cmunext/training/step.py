@@ -254,12 +254,14 @@ def fastest_layout(
 ) -> torch.memory_format:
     """The layout in which forward and backward of this network, in the mode that it is in, are the fastest on this device, measured on a
     batch: images, targets."""
-    seconds = {}
-    for layout in LAYOUTS:
+
+    def seconds(
+        layout: torch.memory_format,
+    ) -> float:  # a function, so that one recording and its memory are gone before the next
         trial = deepcopy(network)
         lay_out(trial, layout)
 
-        def compute(trial: nn.Module = trial, layout: torch.memory_format = layout) -> Tensor:
+        def compute() -> Tensor:
             trial.zero_grad(set_to_none=True)
             loss = _loss(fabric, trial, loss_of, normalise, layout, batch)
             loss.backward()
@@ -272,8 +274,9 @@ def fastest_layout(
         for _ in range(TRIALS):
             replay()
         float(result)  # waits for the device
-        seconds[layout] = time.perf_counter() - start
-    return min(seconds, key=seconds.__getitem__)
+        return time.perf_counter() - start
+
+    return min(LAYOUTS, key=seconds)
 
 
 def _loss(

@@ -72,19 +72,24 @@ def saved_run(task: Task) -> dict[str, Any] | None:
 
 
 def resolved_recipe(task: Task, classes: int, saved: dict[str, Any] | None) -> Recipe:
-    """The recipe with nothing left to choose: precision, and softmax where the loss has one."""
-    recipe = task.recipe
-    if recipe.precision == "auto":
-        recipe = replace(recipe, precision=_precision(task, saved))
-    if recipe.loss == "boundary-dou" and classes > 1:
-        recipe = replace(recipe, preprocessing=replace(recipe.preprocessing, activation="softmax"))
-    elif recipe.preprocessing.activation == "softmax":
-        raise UsageError(
-            "recipe preprocessing.activation is softmax, which only loss=boundary-dou with two or more classes trains"
-        )
+    """The task's recipe with nothing left to choose. Raises UsageError when the run that is there was begun with another."""
+    recipe = completed(task.recipe, classes, _precision(task, saved))
     if saved and json.loads(json.dumps(recipe.to_dict())) != saved.get("recipe"):
         differing = _first_difference(saved.get("recipe", {}), json.loads(json.dumps(recipe.to_dict())))
         raise UsageError(f"{task.out} was begun with another recipe ({differing}); go on with the same, or give another --out")
+    return recipe
+
+
+def completed(recipe: Recipe, classes: int, precision: str) -> Recipe:
+    """The recipe with `precision` where it says auto, and with a softmax where its loss has one. Raises UsageError for any other softmax."""
+    if recipe.precision == "auto":
+        recipe = replace(recipe, precision=precision)
+    if recipe.loss == "boundary-dou" and classes > 1:
+        return replace(recipe, preprocessing=replace(recipe.preprocessing, activation="softmax"))
+    if recipe.preprocessing.activation == "softmax":
+        raise UsageError(
+            "recipe preprocessing.activation is softmax, which only loss=boundary-dou with two or more classes trains"
+        )
     return recipe
 
 
@@ -93,7 +98,7 @@ def _precision(task: Task, saved: dict[str, Any] | None) -> str:
         return from_dict(saved["recipe"]).precision
     if task.device == "cpu" or not torch.cuda.is_available():
         return "bf16-mixed" if host.has_bfloat16() else "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
