@@ -41,17 +41,18 @@ def test_a_folder_gives_masks_overlays_and_records(folder: Path, network: str, c
     expected = ["case (10)_mask.png", "case (10)_overlay.png", "case (2)_mask.png", "case (2)_overlay.png", "segmentation.json"]
     assert names(out) == expected
     records = json.loads((out / "segmentation.json").read_text())
-    assert [record["source"] for record in records] == ["images/case (2).png", "images/case (10).png"]
+    assert [record["source"] for record in records] == [str((folder / "images" / f"case ({n}).png").resolve()) for n in (2, 10)]
+    assert [(record["mask"], record["overlay"]) for record in records] == [
+        (f"case ({n})_mask.png", f"case ({n})_overlay.png") for n in (2, 10)
+    ]
     first, second = records
     assert (first["width"], first["height"], first["weights"]) == (160, 120, network)
-    assert first["mask"] == "segmentation/case (2)_mask.png"
-    assert first["overlay"] == "segmentation/case (2)_overlay.png"
-    mask = read_mask(first["mask"])
+    mask = read_mask(out / first["mask"])
     assert mask.shape == (120, 160)
     assert first["lesions"][0]["area"] == mask.sum()
     assert first["lesions"][0]["area_mm2"] is None
     assert len(second["lesions"]) == 2
-    overlay = read_image(first["overlay"])
+    overlay = read_image(out / first["overlay"])
     assert overlay.shape == (120, 160, 3)
     assert np.ptp(overlay[60, 45:55].astype(int), axis=1).min() > 10  # tinted inside
     assert np.ptp(overlay[5, 5:155].astype(int), axis=1).max() == 0  # and grey outside
@@ -66,7 +67,11 @@ def test_json_is_one_document_and_nothing_else(folder: Path, network: str, capsy
     assert main(["segment", "images", "--weights", network, "--json", "--out", "there"]) == 0
     printed = capsys.readouterr()
     records = json.loads(printed.out)
-    assert records == json.loads((folder / "there" / "segmentation.json").read_text())
+    assert records[0]["source"] == "images/case (2).png"  # as it was typed, and outputs that can be opened from here
+    assert records[0]["mask"] == "there/case (2)_mask.png"
+    assert records[0]["overlay"] == "there/case (2)_overlay.png"
+    kept = json.loads((folder / "there" / "segmentation.json").read_text())
+    assert [record["lesions"] for record in records] == [record["lesions"] for record in kept]
     assert {"source", "mask", "overlay", "lesions", "width", "height"} <= records[0].keys()
     assert printed.err == ""
 
@@ -176,7 +181,45 @@ def test_results_gather_over_runs(folder: Path, network: str) -> None:
     assert main(["segment", "images/case (10).png", "--weights", network]) == 0
     assert main(["segment", "images/case (2).png", "--weights", network]) == 0
     records = json.loads((folder / "segmentation" / "segmentation.json").read_text())
-    assert sorted(record["source"] for record in records) == ["images/case (10).png", "images/case (2).png"]
+    assert sorted(Path(record["source"]).name for record in records) == ["case (10).png", "case (2).png"]
+
+
+def test_a_source_is_known_from_whatever_folder_the_command_runs_in(
+    folder: Path, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for hospital, discs in (("a", ((30, 30, 10),)), ("b", ((30, 30, 10), (90, 90, 12)))):
+        write_image(folder / hospital / "scan.png", dark_discs(discs=discs))
+    call = ["segment", "--weights", network, "--out", str(folder / "out")]
+    for hospital in "abab":
+        monkeypatch.chdir(folder / hospital)
+        assert main([*call, "scan.png"]) == 0
+    monkeypatch.chdir(folder)
+    assert main([*call, "b/scan.png"]) == 0
+    (folder / "out").rename(folder / "moved")
+    records = json.loads((folder / "moved" / "segmentation.json").read_text())
+    assert [record["source"] for record in records] == [str((folder / each / "scan.png").resolve()) for each in "ab"]
+    assert [record["mask"] for record in records] == ["scan_mask.png", "scan-2_mask.png"]
+    for record in records:
+        assert read_mask(folder / "moved" / record["mask"]).any()
+        assert len(record["lesions"]) == (1 if record["mask"] == "scan_mask.png" else 2)
+
+
+def test_records_of_earlier_versions_are_read(folder: Path, network: str) -> None:
+    """They had every path as it was typed."""
+    assert main(["segment", "images", "--weights", network]) == 0
+    path = folder / "segmentation" / "segmentation.json"
+    expected = json.loads(path.read_text())
+    earlier = [
+        {
+            **record,
+            "source": f"images/{Path(record['source']).name}",
+            **{k: f"segmentation/{record[k]}" for k in ("mask", "overlay")},
+        }
+        for record in expected
+    ]
+    path.write_text(json.dumps(earlier))
+    assert main(["segment", "images", "--weights", network]) == 0
+    assert json.loads(path.read_text()) == expected
 
 
 def test_a_foreign_record_file_is_left_alone(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +294,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(folder: Path, network: 
     assert not [name for name in names(out) if ".part" in name]
     assert cv2.imread(str(out / "case (2)_overlay.png")) is not None
     assert not (out / "big_overlay.png").exists()
-    assert [record["source"] for record in json.loads((out / "segmentation.json").read_text())] == ["images/case (2).png"]
+    assert [record["mask"] for record in json.loads((out / "segmentation.json").read_text())] == ["case (2)_mask.png"]
 
 
 @pytest.mark.parametrize("terminated", [False, True])
@@ -271,7 +314,7 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert main(["segment", "images", "--weights", network]) == 130
     out = folder / "segmentation"
     (record,) = json.loads((out / "segmentation.json").read_text())
-    assert record["source"] == "images/case (2).png"
+    assert record["mask"] == "case (2)_mask.png"
     assert not [name for name in names(out) if ".part" in name]
     monkeypatch.undo()
     monkeypatch.chdir(folder)

@@ -7,18 +7,18 @@ from cmunext.inference.records import Records
 from cmunext.storage import write_json
 
 
-def record(folder: Path, name: str, **more: object) -> dict:
+def record(name: str, **more: object) -> dict:
     return {
         "source": f"{name}.png",
-        "mask": str(folder / f"{name}_mask.png"),
-        "overlay": str(folder / f"{name}_overlay.png"),
+        "mask": f"{name}_mask.png",
+        "overlay": f"{name}_overlay.png",
         **more,
     }
 
 
 def test_the_text_is_that_of_the_list_in_the_order_of_the_sources(tmp_path: Path) -> None:
     odd = {"a": 'line\nbreak, "quotes" and \u2028', "b": 0.1, "c": []}  # what could upset an indentation made by hand
-    found = [record(tmp_path, name, lesions=[odd, {"box": (1, 2)}] * number) for number, name in enumerate(("а", "b", "c"))]
+    found = [record(name, lesions=[odd, {"box": (1, 2)}] * number) for number, name in enumerate(("а", "b", "c"))]
     sources = [Path(each["source"]) for each in found]
     records = Records.open(tmp_path, overwrite=False)
     for source, each in reversed(list(zip(sources, found, strict=True))):
@@ -29,10 +29,10 @@ def test_the_text_is_that_of_the_list_in_the_order_of_the_sources(tmp_path: Path
 
 
 def test_earlier_records_stay_and_new_ones_of_their_sources_take_their_place(tmp_path: Path) -> None:
-    first, second = (record(tmp_path, name, lesions=[]) for name in ("first", "second"))
+    first, second = (record(name, lesions=[]) for name in ("first", "second"))
     write_json(tmp_path / "segmentation.json", [first, second])
     records = Records.open(tmp_path, overwrite=False)
-    again, third = {**first, "lesions": [{"area": 3}]}, record(tmp_path, "third")
+    again, third = {**first, "lesions": [{"area": 3}]}, record("third")
     records.add(Path("third.png"), third)
     records.save([Path("third.png"), Path("first.png")])
     assert json.loads((tmp_path / "segmentation.json").read_text()) == [first, second, third]

@@ -91,7 +91,11 @@ def test_the_command_takes_videos_and_images(clip: Path, network: Path, capsys: 
     assert film["overlay"] == "segmentation/clip_overlay.avi"
     assert film["lesions"]
     assert film["mask"] == []
-    assert json.loads(Path("segmentation/segmentation.json").read_text()) == [still, film]
+    kept = json.loads(Path("segmentation/segmentation.json").read_text())
+    assert kept == [
+        {**still, "source": str(Path("still.png").resolve()), "mask": "still_mask.png", "overlay": "still_overlay.png"},
+        {**film, "source": str(Path("clip.avi").resolve()), "overlay": "clip_overlay.avi", "areas": "clip_areas.csv"},
+    ]
     assert main([*call, "--frames", "3"]) == 0  # its own results are replaced
     assert len(rows_of("segmentation/clip_areas.csv")) == 3
     out = capsys.readouterr().out
@@ -141,7 +145,7 @@ def test_a_camera_goes_on_until_it_is_interrupted(
     call = ["segment", "--weights", str(network), "--backend", "onnxruntime", "--camera"]
     assert main([*call, "0", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
-    assert record["source"] == "camera-0"
+    assert record["source"] == json.loads(Path("segmentation/segmentation.json").read_text())[0]["source"] == "camera-0"
     assert 1 <= record["frames"] <= 10
     assert len(rows_of(record["areas"])) == record["frames"]
     assert main([*call, "0", "--frames", "4", "--json"]) == 0

@@ -54,9 +54,9 @@ def segment(
     """Outline the lesions in images, and measure them.
 
     For each image NAME, the folder --out (by default ./segmentation) gets NAME_mask.png, NAME_overlay.png and an entry in
-    segmentation.json: area, box, centroid, axes, perimeter and mean probability of each lesion. Running it again replaces its own
-    results and nothing else. A file that cannot be read is reported, the others are done, and the exit code is 1. Of a TIFF of
-    several pages, and of an animated GIF, the first is segmented.
+    segmentation.json: area, box, centroid, axes, perimeter and mean probability of each lesion; "source" is an absolute path there,
+    and "mask" and "overlay" are names in --out. Running it again replaces its own results and nothing else. A file that cannot be read
+    is reported, the others are done, and the exit code is 1. Of a TIFF of several pages, and of an animated GIF, the first is segmented.
 
     Of a video or camera, --out gets NAME_overlay.mp4 (.avi for .avi), NAME_areas.csv with the lesions of every frame, and an entry
     with those of the frame that shows most.

@@ -77,8 +77,13 @@ class Records:
         return {source: _to_json(record) for source, record in self.earlier.items()}
 
     def add(self, source: Path, record: Record) -> None:
-        """Take in what was found in a source. Any thread may call it."""
-        self._added[source] = _identity(source), _to_json(record)
+        """Take in what was found in a source. Any thread may call it.
+
+        On disk, `source` is an absolute path, and the outputs are names in the folder: this holds from wherever it is read, and the
+        outputs also when the folder is moved.
+        """
+        identity = _identity(source)
+        self._added[source] = identity, _to_json({**record, "source": str(identity), **_inside(record)})
 
     def save(self, sources: Iterable[Path]) -> None:
         """Write segmentation.json: the earlier records, and those added of `sources` in their place or behind. May be nothing."""
@@ -98,5 +103,12 @@ def _written(record: Record) -> list[Path]:
     return [Path(path) for path in (*masks, record["overlay"], *([record["areas"]] if "areas" in record else []))]
 
 
+def _inside(record: Record) -> Record:
+    """The entries of a record that are files in its folder, as their names there."""
+    given = {key: record[key] for key in ("mask", "overlay", "areas") if key in record}
+    return {key: Path(each).name if isinstance(each, str) else [Path(path).name for path in each] for key, each in given.items()}
+
+
 def _identity(source: Path) -> Path:
-    return source.resolve()
+    """The absolute path of a file; of what is none, as a camera, its name. Earlier versions recorded paths as they were typed."""
+    return source.resolve() if source.exists() else source

@@ -27,7 +27,7 @@ SAVE_EVERY = 5.0  # seconds between two savings of the records
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file: `record`, its entry in segmentation.json, or `error`, the sentence why there is none."""
+    """What became of one file: `record`, with paths as they were given, or `error`, the sentence why there is none."""
 
     source: Path
     record: dict[str, Any] | None = None
@@ -48,8 +48,9 @@ def segment_files(
 
     NAME is the file's stem; of two files of one stem the second gets "-2". A network of several classes gives a mask for each,
     NAME_mask_CLASS.png, and then "mask" is a list. A record is {"source", "width", "height", "weights", "backend", "precision",
-    "spacing_mm", "classes", "mask", "overlay", "lesions": [as `Lesion`]}. Records of earlier runs into the same folder stay in
-    segmentation.json. Decoding, the network and encoding go on side by side; a few images are in memory at a time.
+    "spacing_mm", "classes", "mask", "overlay", "lesions": [as `Lesion`]}. In segmentation.json "source" is an absolute path, by which a
+    later run knows the file from wherever it is started, and "mask" and "overlay" are names in `out`, which may be moved. Records of
+    earlier runs into the same folder stay there. Decoding, the network and encoding go on side by side; a few images are in memory at a time.
 
     Parameters
     ----------

@@ -56,6 +56,7 @@ def segment_video(
     -------
     The record: {"source", "width", "height", "frames", "frame_rate", "weights", "backend", "precision", "spacing_mm", "classes",
     "mask": [], "overlay", "areas", "frame", "lesions"}. The lesions are those of "frame", the one in which they are largest together.
+    In segmentation.json paths are kept as `segment_files` tells.
 
     Raises
     ------
