@@ -318,8 +318,10 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert not [name for name in names(out) if ".part" in name]
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    assert main(["segment", "images", "--weights", network, "--overwrite"]) == 0
+    assert (out / "case (10)_mask.png").exists()
+    assert main(["segment", "images", "--weights", network]) == 0  # the same command goes on
     assert len(json.loads((out / "segmentation.json").read_text())) == 2
+    assert len(list(out.iterdir())) == 5
 
 
 def test_the_whole_process_leaves_out_torch(folder: Path, network: str) -> None:
