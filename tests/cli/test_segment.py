@@ -13,8 +13,11 @@ from tests.encoded import encoded, png_header
 from tests.tiny_network import dark_discs, describe, write_network
 
 from cmunext.cli.main import main
+from cmunext.errors import UsageError
 from cmunext.image.files import read_image, read_mask, write_image
 from cmunext.inference.named_weights import weight_names
+from cmunext.inference.results import segment_files
+from cmunext.inference.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,9 @@ def test_a_single_bad_file(folder: Path, network: str, capfd: pytest.CaptureFixt
         (["images", "--backend", "tflite"], "there is no backend 'tflite'"),
         (["images", "--device", "tpu"], "there is no device 'tpu'"),
         (["images", "--out", "images/case (2).png"], "this is a file"),
-        (["images", "--out", "images"], "the folder to be segmented"),
+        (["images", "--out", "images"], "--out is images, the folder of case (2).png to be segmented"),
+        (["images/case (10).png", "--out", "images"], "--out is images, the folder of case (10).png to be segmented"),
+        (["images/*.png", "--out", "images/../images"], "where results would be taken for images later"),
     ],
 )
 def test_wrong_calls_write_nothing(
@@ -247,11 +252,11 @@ def test_files_of_one_stem_do_not_collide_in_a_run_or_over_runs(folder: Path, ne
     assert len(names(folder / "segmentation")) == 7
 
 
-def test_an_output_never_replaces_an_input(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_never_replaces_an_input(folder: Path, network: str) -> None:
     write_image(folder / "images" / "case (2)_mask.png", dark_discs())
     before = {path: path.read_bytes() for path in (folder / "images").iterdir()}
-    assert main(["segment", "images/*.png", "--weights", network, "--out", "images", "--overwrite"]) == 2
-    assert "this output would overwrite an input" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="this output would overwrite an input"):
+        list(segment_files(Segmenter.load(network), sorted(before), folder / "images", overwrite=True))
     assert {path: path.read_bytes() for path in (folder / "images").iterdir()} == before
 
 

@@ -68,13 +68,17 @@ def segment(
 
     if not paths and camera is None:
         raise UsageError("there is nothing to segment; name images, folders, or videos, or give --camera 0")
-    if any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths or []):
-        raise UsageError(
-            f"--out is {out}, the folder to be segmented, where masks would be taken for images later; choose another --out"
-        )
     steps = _spacing(spacing)
     videos: list[Path | int] = [Path(path) for path in paths or [] if path.lower().endswith(VIDEO_SUFFIXES)]
     sources = find_images(path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES))
+    beside = next(
+        (path for path in (*sources, *videos) if isinstance(path, Path) and path.parent.resolve() == out.resolve()), None
+    )
+    if beside:
+        raise UsageError(
+            f"--out is {out}, the folder of {beside.name} to be segmented, where results would be taken for images later; "
+            "choose another --out"
+        )
     if camera is not None:
         from cmunext.inference.video import check_camera
 
