@@ -79,6 +79,25 @@ def test_json_is_one_document_and_nothing_else(folder: Path, network: str, capsy
     assert printed.err == ""
 
 
+def test_what_a_folder_holds_beside_images_is_left_out_and_said(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = [f"case (2)_mask{ending}.png" for ending in ("", "_1")]  # as BUSI has them
+    for name in masks:
+        write_image(folder / "images" / name, dark_discs())
+    assert main(["segment", "images", "--weights", network]) == 0
+    said = "left out as masks of the images beside them: 'case (2)_mask.png' and 1 more; give a mask by its name to segment it\n"
+    assert capsys.readouterr().err == said
+    assert len(json.loads((folder / "segmentation" / "segmentation.json").read_text())) == 2
+    for name in ("about.txt", "clip.mp4", "zebra.avi"):
+        (folder / "images" / name).write_text("x")
+    (folder / "images" / masks[1]).unlink()
+    assert main(["segment", "images", f"images/{masks[0]}", "--weights", network, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "left out as no images: 'clip.mp4' and 2 more; give a video by its name\n"
+    assert len(json.loads(printed.out)) == 3
+
+
 @pytest.mark.parametrize(("given", "factors"), [("0.1", (0.1, 0.1)), ("0.2,0.1", (0.2, 0.1))])
 def test_spacing(
     folder: Path, network: str, capsys: pytest.CaptureFixture[str], given: str, factors: tuple[float, float]

@@ -57,6 +57,7 @@ def segment(
     segmentation.json: area, box, centroid, axes, perimeter and mean probability of each lesion; "source" is an absolute path there,
     and "mask" and "overlay" are names in --out. Running it again replaces its own results and nothing else. A file that cannot be read
     is reported, the others are done, and the exit code is 1. Of a TIFF of several pages, and of an animated GIF, the first is segmented.
+    Of a folder, masks (NAME_mask.png, NAME_mask_1.png, ... beside NAME.png) and files that are no images are left out, which is said.
 
     Of a video or camera, --out gets NAME_overlay.mp4 (.avi for .avi), NAME_areas.csv with the lesions of every frame, and an entry
     with those of the frame that shows most.
@@ -70,7 +71,8 @@ def segment(
         raise UsageError("there is nothing to segment; name images, folders, or videos, or give --camera 0")
     steps = _spacing(spacing)
     videos: list[Path | int] = [Path(path) for path in paths or [] if path.lower().endswith(VIDEO_SUFFIXES)]
-    sources = find_images(path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES))
+    left_out: list[Path] = []
+    sources = find_images((path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES)), left_out.append)
     beside = next(
         (path for path in (*sources, *videos) if isinstance(path, Path) and path.parent.resolve() == out.resolve()), None
     )
@@ -88,6 +90,7 @@ def segment(
         raise UsageError(f"--frames is {frames}, but there is neither a video nor a --camera; leave it out")
     many = bool(videos) or len(sources) >= WORTH_MEASURING
     segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
+    _say_what_was_left_out(left_out)
     records: list[dict[str, Any]] = []
     with _termination_as_interrupt():  # either way what is done is recorded
         if sources:
@@ -111,6 +114,22 @@ def segment(
             print(f"{done}; masks, overlays and segmentation.json are in {out}. Not a medical device.")
     if len(records) + len(films) < len(sources) + len(videos):
         raise typer.Exit(1)
+
+
+def _say_what_was_left_out(files: list[Path]) -> None:
+    """A line on stderr for the masks of images in the folders, and one for what is no image, videos first."""
+    from cmunext.image.files import IMAGE_SUFFIXES
+
+    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+    films = [path for path in others if path.suffix.lower() in VIDEO_SUFFIXES]
+    masks = [path for path in files if path not in others]
+    for found, kind, remedy in (
+        (masks, "masks of the images beside them", "; give a mask by its name to segment it"),
+        ([*films, *(path for path in others if path not in films)], "no images", "; give a video by its name" if films else ""),
+    ):
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            print(f"left out as {kind}: {found[0].name!r}{more}{remedy}", file=sys.stderr)
 
 
 @contextmanager
