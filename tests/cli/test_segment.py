@@ -98,6 +98,16 @@ def test_what_a_folder_holds_beside_images_is_left_out_and_said(
     assert len(json.loads(printed.out)) == 3
 
 
+def test_images_far_from_the_networks_shape_are_warned_of(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shape in (("wide", (50, 160)), ("tall", (160, 50)), ("within", (50, 150))):
+        write_image(folder / f"{name}.png", dark_discs(shape, ()))
+    assert main(["segment", "within.png", "--weights", network]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["segment", "wide.png", "tall.png", "within.png", "--weights", network]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: squeezed to the network's 64 x 64: 'wide.png' (160 x 50 pixels) and 1 more; ")
+
+
 @pytest.mark.parametrize(("given", "factors"), [("0.1", (0.1, 0.1)), ("0.2,0.1", (0.2, 0.1))])
 def test_spacing(
     folder: Path, network: str, capsys: pytest.CaptureFixture[str], given: str, factors: tuple[float, float]

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv")
+SQUEEZE = 3  # times, one way more than the other; BUSI's and BUS-BRA's images, from which the weights learnt, stay below 2.2
 WORTH_MEASURING = 20  # images from which on `auto` may spend seconds on finding the fastest runtime
 
 
@@ -101,6 +102,7 @@ def segment(
                 else:
                     print(f"error: {result.error}", file=sys.stderr)
         films = list(_films(videos, segmenter, out, steps, overwrite, weights, jobs, frames or None))
+    _warn_of_squeezed([*records, *films], segmenter.preprocessing.height, segmenter.preprocessing.width)
     if json:
         print(json_module.dumps([*records, *films], ensure_ascii=False))
     else:
@@ -130,6 +132,20 @@ def _say_what_was_left_out(files: list[Path]) -> None:
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             print(f"left out as {kind}: {found[0].name!r}{more}{remedy}", file=sys.stderr)
+
+
+def _warn_of_squeezed(records: list[dict[str, Any]], height: int, width: int) -> None:
+    """A line on stderr when images are much wider, or much taller, than what the network was made for."""
+    ratios = [(record, record["width"] * height / (record["height"] * width)) for record in records]
+    squeezed = [record for record, ratio in ratios if max(ratio, 1 / ratio) > SQUEEZE]
+    if squeezed:
+        first = squeezed[0]
+        more = f" and {len(squeezed) - 1} more" if len(squeezed) > 1 else ""
+        print(
+            f"warning: squeezed to the network's {width} x {height}: {Path(first['source']).name!r} ({first['width']} x "
+            f"{first['height']} pixels){more}; what is found there may mean little, crop to the part that matters",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
