@@ -176,8 +176,8 @@ def test_a_single_bad_file(folder: Path, network: str, capfd: pytest.CaptureFixt
         (["images", "--backend", "tflite"], "there is no backend 'tflite'"),
         (["images", "--device", "tpu"], "there is no device 'tpu'"),
         (["images", "--out", "images/case (2).png"], "this is a file"),
-        (["images", "--out", "images"], "--out is images, the folder of case (2).png to be segmented"),
-        (["images/case (10).png", "--out", "images"], "--out is images, the folder of case (10).png to be segmented"),
+        (["images", "--out", "images"], "--out is images, the folder of what is to be segmented"),
+        (["images/case (10).png", "--out", "images"], "the folder of what is to be segmented"),
         (["images/*.png", "--out", "images/../images"], "where results would be taken for images later"),
     ],
 )

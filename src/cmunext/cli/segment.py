@@ -74,12 +74,10 @@ def segment(
     videos: list[Path | int] = [Path(path) for path in paths or [] if path.lower().endswith(VIDEO_SUFFIXES)]
     left_out: list[Path] = []
     sources = find_images((path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES)), left_out.append)
-    beside = next(
-        (path for path in (*sources, *videos) if isinstance(path, Path) and path.parent.resolve() == out.resolve()), None
-    )
-    if beside:
+    folders = {path.parent for path in (*sources, *videos) if isinstance(path, Path)}
+    if out.resolve() in {folder.resolve() for folder in folders}:
         raise UsageError(
-            f"--out is {out}, the folder of {beside.name} to be segmented, where results would be taken for images later; "
+            f"--out is {out}, the folder of what is to be segmented, where results would be taken for images later; "
             "choose another --out"
         )
     if camera is not None:
