@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep out every other process (or thread) that wants to be alone in this folder, which is made when missing.
+
+    Where the system locks no folders (Windows, some network disks) nobody is kept out. It is the folder itself that is locked: no file
+    is left behind, and with a process, however it ends, its lock is gone.
+
+    Raises
+    ------
+    OSError : when the folder cannot be made or opened.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -77,6 +77,27 @@ def test_native_is_no_trouble_where_nobody_asked_for_it(network: Path, tmp_path:
     assert "the native backend runs CMUNeXt, and this network has" in troubles[0]
 
 
+def test_weights_by_name_that_are_safetensors_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from cmunext import networks, weights
+    from cmunext.benchmark.latency_files import prepare_all
+    from cmunext.image.preprocess import Preprocessing
+    from cmunext.metadata import Metadata
+
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(height=32, width=32)
+    network = networks.create("cmunext-s", in_channels=3, num_classes=1)
+    path = tmp_path / "mine.safetensors"
+    weights.save(path, network, Metadata("cmunext-s", {"in_channels": 3, "num_classes": 1}, preprocessing, ("lesion",)))
+    monkeypatch.setenv("CMUNEXT_ZOO", str(tmp_path))
+    (prepared,), troubles = prepare_all(["mine"], {"torch"}, tmp_path / "made", lambda text: None)
+    assert troubles == []
+    assert prepared.files == {"torch": path}
+    assert prepared.preprocessing == preprocessing
+    with pytest.raises(UsageError, match=r"no weights 'other'; .* weights are .*\bmine\b"):
+        prepare_all(["other"], {"torch"}, tmp_path / "made", lambda text: None)
+
+
 @pytest.mark.slow
 def test_a_registered_network_against_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")

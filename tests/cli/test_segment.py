@@ -41,11 +41,12 @@ def test_a_folder_gives_masks_overlays_and_records(folder: Path, network: str, c
     expected = ["case (10)_mask.png", "case (10)_overlay.png", "case (2)_mask.png", "case (2)_overlay.png", "segmentation.json"]
     assert names(out) == expected
     records = json.loads((out / "segmentation.json").read_text())
-    assert [record["source"] for record in records] == ["images/case (2).png", "images/case (10).png"]
+    assert [record["source"] for record in records] == [str((folder / "images" / f"case ({n}).png").resolve()) for n in (2, 10)]
+    assert [(record["mask"], record["overlay"]) for record in records] == [
+        tuple(str(out.resolve() / f"case ({n})_{what}.png") for what in ("mask", "overlay")) for n in (2, 10)
+    ]
     first, second = records
     assert (first["width"], first["height"], first["weights"]) == (160, 120, network)
-    assert first["mask"] == "segmentation/case (2)_mask.png"
-    assert first["overlay"] == "segmentation/case (2)_overlay.png"
     mask = read_mask(first["mask"])
     assert mask.shape == (120, 160)
     assert first["lesions"][0]["area"] == mask.sum()
@@ -66,9 +67,42 @@ def test_json_is_one_document_and_nothing_else(folder: Path, network: str, capsy
     assert main(["segment", "images", "--weights", network, "--json", "--out", "there"]) == 0
     printed = capsys.readouterr()
     records = json.loads(printed.out)
-    assert records == json.loads((folder / "there" / "segmentation.json").read_text())
+    assert records[0]["source"] == "images/case (2).png"  # as it was typed, and outputs that can be opened from here
+    assert records[0]["mask"] == "there/case (2)_mask.png"
+    assert records[0]["overlay"] == "there/case (2)_overlay.png"
+    kept = json.loads((folder / "there" / "segmentation.json").read_text())
+    assert [record["lesions"] for record in records] == [record["lesions"] for record in kept]
     assert {"source", "mask", "overlay", "lesions", "width", "height"} <= records[0].keys()
     assert printed.err == ""
+
+
+def test_what_a_folder_holds_beside_images_is_left_out_and_said(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = [f"case (2)_mask{ending}.png" for ending in ("", "_1")]  # as BUSI has them
+    for name in masks:
+        write_image(folder / "images" / name, dark_discs())
+    assert main(["segment", "images", "--weights", network]) == 0
+    said = "left out as masks of the images beside them: 'case (2)_mask.png' and 1 more; give a mask by its name to segment it\n"
+    assert capsys.readouterr().err == said
+    assert len(json.loads((folder / "segmentation" / "segmentation.json").read_text())) == 2
+    for name in ("about.txt", "clip.mp4", "zebra.avi"):
+        (folder / "images" / name).write_text("x")
+    (folder / "images" / masks[1]).unlink()
+    assert main(["segment", "images", f"images/{masks[0]}", "--weights", network, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "left out as no images: 'clip.mp4' and 2 more; give a video by its name\n"
+    assert len(json.loads(printed.out)) == 3
+
+
+def test_images_far_from_the_networks_shape_are_warned_of(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shape in (("wide", (50, 160)), ("tall", (160, 50)), ("within", (50, 150))):
+        write_image(folder / f"{name}.png", dark_discs(shape, ()))
+    assert main(["segment", "within.png", "--weights", network]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["segment", "wide.png", "tall.png", "within.png", "--weights", network]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: squeezed to the network's 64 x 64: 'wide.png' (160 x 50 pixels) and 1 more; ")
 
 
 @pytest.mark.parametrize(("given", "factors"), [("0.1", (0.1, 0.1)), ("0.2,0.1", (0.2, 0.1))])
@@ -139,7 +173,7 @@ def test_a_single_bad_file(folder: Path, network: str, capfd: pytest.CaptureFixt
         (["images", "--backend", "tflite"], "there is no backend 'tflite'"),
         (["images", "--device", "tpu"], "there is no device 'tpu'"),
         (["images", "--out", "images/case (2).png"], "this is a file"),
-        (["images", "--out", "images"], "the folder to be segmented"),
+        (["images", "--out", "images/../images"], "the folder to be segmented"),
     ],
 )
 def test_wrong_calls_write_nothing(
@@ -176,7 +210,49 @@ def test_results_gather_over_runs(folder: Path, network: str) -> None:
     assert main(["segment", "images/case (10).png", "--weights", network]) == 0
     assert main(["segment", "images/case (2).png", "--weights", network]) == 0
     records = json.loads((folder / "segmentation" / "segmentation.json").read_text())
-    assert sorted(record["source"] for record in records) == ["images/case (10).png", "images/case (2).png"]
+    assert sorted(Path(record["source"]).name for record in records) == ["case (10).png", "case (2).png"]
+
+
+def test_a_source_is_known_from_whatever_folder_the_command_runs_in(
+    folder: Path, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for hospital, discs in (("a", ((30, 30, 10),)), ("b", ((30, 30, 10), (90, 90, 12)))):
+        write_image(folder / hospital / "scan.png", dark_discs(discs=discs))
+    call = ["segment", "--weights", network, "--out", str(folder / "out")]
+    for hospital in "abab":
+        monkeypatch.chdir(folder / hospital)
+        assert main([*call, "scan.png"]) == 0
+    monkeypatch.chdir(folder)
+    assert main([*call, "b/scan.png"]) == 0
+    (folder / "out").rename(folder / "moved")
+    records = json.loads((folder / "moved" / "segmentation.json").read_text())
+    assert [record["source"] for record in records] == [str((folder / each / "scan.png").resolve()) for each in "ab"]
+    masks = [Path(record["mask"]).name for record in records]
+    assert masks == ["scan_mask.png", "scan-2_mask.png"]
+    assert [len(record["lesions"]) for record in records] == [1, 2]
+    assert [read_mask(folder / "moved" / name).sum() for name in masks] == [
+        sum(lesion["area"] for lesion in record["lesions"]) for record in records
+    ]
+    assert main([*call[:-1], str(folder / "moved"), "b/scan.png"]) == 0
+    assert len(json.loads((folder / "moved" / "segmentation.json").read_text())) == 2, "of a folder that was moved"
+
+
+def test_records_of_earlier_versions_are_read(folder: Path, network: str) -> None:
+    """They had every path as it was typed."""
+    assert main(["segment", "images", "--weights", network]) == 0
+    path = folder / "segmentation" / "segmentation.json"
+    expected = json.loads(path.read_text())
+    earlier = [
+        {
+            **record,
+            "source": f"images/{Path(record['source']).name}",
+            **{k: f"segmentation/{Path(record[k]).name}" for k in ("mask", "overlay")},
+        }
+        for record in expected
+    ]
+    path.write_text(json.dumps(earlier))
+    assert main(["segment", "images", "--weights", network]) == 0
+    assert json.loads(path.read_text()) == expected
 
 
 def test_a_foreign_record_file_is_left_alone(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +327,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(folder: Path, network: 
     assert not [name for name in names(out) if ".part" in name]
     assert cv2.imread(str(out / "case (2)_overlay.png")) is not None
     assert not (out / "big_overlay.png").exists()
-    assert [record["source"] for record in json.loads((out / "segmentation.json").read_text())] == ["images/case (2).png"]
+    assert [Path(record["mask"]).name for record in json.loads((out / "segmentation.json").read_text())] == ["case (2)_mask.png"]
 
 
 @pytest.mark.parametrize("terminated", [False, True])
@@ -271,12 +347,14 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert main(["segment", "images", "--weights", network]) == 130
     out = folder / "segmentation"
     (record,) = json.loads((out / "segmentation.json").read_text())
-    assert record["source"] == "images/case (2).png"
+    assert Path(record["mask"]).name == "case (2)_mask.png"
     assert not [name for name in names(out) if ".part" in name]
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    assert main(["segment", "images", "--weights", network, "--overwrite"]) == 0
+    assert (out / "case (10)_mask.png").exists()
+    assert main(["segment", "images", "--weights", network]) == 0  # the same command goes on
     assert len(json.loads((out / "segmentation.json").read_text())) == 2
+    assert len(list(out.iterdir())) == 5
 
 
 def test_the_whole_process_leaves_out_torch(folder: Path, network: str) -> None:

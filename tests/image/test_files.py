@@ -270,6 +270,19 @@ def test_files_folders_and_patterns_are_found_in_natural_order(tmp_path: Path) -
     assert [path.name for path in twice] == ["case (9).png", "Case (2).JPG", "case (10).png", "odd[1].tif", "notes.txt"]
 
 
+def test_of_a_folder_masks_of_its_images_and_other_files_are_left_out(tmp_path: Path) -> None:
+    taken = ("a (1).png", "a (2).png", "alone_mask.png", "a (1)_masked.png", "A_mask.png", "a (1)_overlay.png")
+    masks = ("a (1)_mask.png", "a (1)_mask_1.png", "a (2)_mask_lesion.PNG", "a (2)_mask(2).png", "alone_mask_mask.png")
+    for name in (*taken, *masks, "clip.mp4", "notes", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "deeper").mkdir()
+    left_out: list[Path] = []
+    assert {path.name for path in find_images([tmp_path], left_out.append)} == set(taken)
+    assert {path.name for path in left_out} == {*masks, "clip.mp4", "notes"}
+    assert find_images([tmp_path / masks[0]]) == [tmp_path / masks[0]]  # which is meant
+    assert len(find_images([tmp_path / "a (1)_*.png"])) == 4  # a pattern takes what it matches
+
+
 def test_patterns_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.png").write_bytes(b"x")

@@ -122,7 +122,7 @@ def test_bfloat16_is_judged_by_its_masks(tmp_path: Path) -> None:
 )
 def test_a_damaged_memory_is_measured_again(network: Path, cache: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir()
-    key = choice._key(network, None)
+    key = choice._key(network, None, choice._others())
     (cache / choice.FILE).write_text(content.replace("%s", key))
     assert open_weights(network).name == "onnxruntime"
     monkeypatch.setattr(choice, "measure", lambda path, threads: measured({ORT: 3.0, OV: 2.0}))
@@ -143,14 +143,16 @@ def test_each_runtime_in_bfloat16_is_judged_by_itself() -> None:
     assert choice.best({"median_ms": times, "agreement": {OV16: 0.9999, OURS16: 0.99}}) == ("openvino", "bfloat16")
 
 
-def test_the_native_library_counts_once_it_is_built(network: Path, cache: Path) -> None:
+def test_the_native_library_counts_once_it_is_built(network: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native_library.available():
         pytest.skip("there is no C++ compiler")
     assert OURS not in choice.measure(network, 1)["median_ms"]  # nothing is built by the way
-    before = choice._key(network, 1)
-    native_library.library_path().parent.mkdir()
+    monkeypatch.setattr(choice, "measure", lambda path, threads: measured({ORT: 3.0, OV: 2.0}))
+    assert choice.choose(network, 1, measure_now=True) == ("openvino", None)
     native_library.library_path().write_bytes(b"")
-    assert choice._key(network, 1) != before  # what was measured without it counts no longer
+    assert choice.choose(network, 1) == ("openvino", None)  # that was measured, and holds until all three are
+    monkeypatch.setattr(choice, "measure", lambda path, threads: measured({ORT: 3.0, OV: 2.0, OURS: 1.0}))
+    assert choice.choose(network, 1, measure_now=True) == choice.choose(network, 1) == ("native", None)
 
 
 def test_without_other_runtimes(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,7 +352,9 @@ def test_a_compiler_that_fails_leaves_nothing(
     assert list(empty_cache.iterdir()) == []
 
 
-def test_a_damaged_library_is_built_again(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_library_is_built_again_and_that_is_said(
+    odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     library.library_path().parent.mkdir(parents=True)
     library.library_path().write_text("no library")
     with monkeypatch.context() as patched:
@@ -360,6 +362,9 @@ def test_a_damaged_library_is_built_again(odd: Path, empty_cache: Path, monkeypa
         with pytest.raises(UsageError, match="needs a C"):
             open_weights(odd, "native")
     check_equal(odd, (64, 64))
+    (line,) = caplog.messages
+    assert line.startswith("compiling the native backend with ")
+    assert line.endswith(f"it is kept as {library.library_path()}")
     other = empty_cache / "other.so"  # never the file that this process runs
     other.write_text("no library")
     with pytest.raises(InputError, match=r"other.so: this library cannot be loaded .* delete it, and it is built again"):

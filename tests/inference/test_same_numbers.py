@@ -76,4 +76,7 @@ def test_files_of_real_images_hold_what_the_plain_formulas_give(shared: Path, tm
         np.testing.assert_array_equal(read_image(record["overlay"]), plain_overlay(image, mask, lesions))
         several += len(lesions) > 1
     assert several  # lesions in one of the images at least: their numbers are drawn
-    assert json.loads((tmp_path / "segmentation.json").read_text()) == json.loads(json.dumps([each.record for each in results]))
+    kept = json.loads((tmp_path / "segmentation.json").read_text())
+    assert [each["lesions"] for each in kept] == json.loads(
+        json.dumps([each.record["lesions"] for each in results if each.record])
+    )

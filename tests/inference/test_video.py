@@ -91,7 +91,10 @@ def test_the_command_takes_videos_and_images(clip: Path, network: Path, capsys: 
     assert film["overlay"] == "segmentation/clip_overlay.avi"
     assert film["lesions"]
     assert film["mask"] == []
-    assert json.loads(Path("segmentation/segmentation.json").read_text()) == [still, film]
+    kept = json.loads(Path("segmentation/segmentation.json").read_text())
+    paths = {"source", "mask", "overlay", "areas"}
+    absolute = [{k: str(Path(v).resolve()) if k in paths and v else v for k, v in each.items()} for each in (still, film)]
+    assert kept == absolute
     assert main([*call, "--frames", "3"]) == 0  # its own results are replaced
     assert len(rows_of("segmentation/clip_areas.csv")) == 3
     out = capsys.readouterr().out
@@ -141,7 +144,7 @@ def test_a_camera_goes_on_until_it_is_interrupted(
     call = ["segment", "--weights", str(network), "--backend", "onnxruntime", "--camera"]
     assert main([*call, "0", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
-    assert record["source"] == "camera-0"
+    assert record["source"] == json.loads(Path("segmentation/segmentation.json").read_text())[0]["source"] == "camera-0"
     assert 1 <= record["frames"] <= 10
     assert len(rows_of(record["areas"])) == record["frames"]
     assert main([*call, "0", "--frames", "4", "--json"]) == 0
@@ -157,7 +160,7 @@ def test_an_interrupted_file_leaves_nothing(clip: Path, network: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         segment_video(Segmenter.load(network), clip, tmp_path / "out", progress=interrupt)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_video(clip: Path, network: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,6 @@ def measure(
     plan = _plan(backends, precisions, threads)
     pixels = [read_image(path) for path in images] or [simulate(seed, *SIZE)[0] for seed in range(PHANTOMS)]
     if any(backend == "native" for backend, _, _ in plan):
-        progress("building the native backend")
         with suppress(InputError, UsageError):  # the process that needs it says so
             library.load_library()  # or the first one's start-up would count it
     with tempfile.TemporaryDirectory(prefix="cmunext-") as folder:

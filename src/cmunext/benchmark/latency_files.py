@@ -78,15 +78,18 @@ def settle(network: "nn.Module", preprocessing: Preprocessing) -> None:
 
 def _existing(name: str, random: Path) -> dict[str, Path]:
     """Form ("torch" or "onnx") -> file: what is there, or for a registered network `random`, made here."""
-    if name.lower().endswith(SUFFIXES):
-        path = Path(name)
+    if name.lower().endswith(SUFFIXES) or name in _names():
+        path = weights_path(name, ".onnx", ".safetensors")
         if not path.is_file():
             raise UsageError(f"{path}: there is no such weights file; check the name")
         return _with_twin(path) if path.suffix.lower() == ".onnx" else {"torch": path}
-    if name in weight_names():
-        return _with_twin(weights_path(name, ".onnx"))
     _build(name, random)
     return {"torch": random}
+
+
+def _names() -> list[str]:
+    """The names of weights, in either form."""
+    return sorted({*weight_names(), *weight_names(".safetensors")})
 
 
 def _with_twin(path: Path) -> dict[str, Path]:
@@ -102,7 +105,7 @@ def _form(backend: str) -> str:
 def _build(name: str, path: Path) -> None:
     """Write a registered network with random weights, the same ones every time."""
     if not find_spec("torch"):
-        named = ", ".join(weight_names()) or "none"
+        named = ", ".join(weight_names()) or "none"  # what has .onnx
         raise UsageError(f"{name!r} is built by PyTorch, which is not installed; give .onnx weights, or a name ({named})")
     import torch
 
@@ -111,7 +114,7 @@ def _build(name: str, path: Path) -> None:
     if ":" not in name and name not in networks.names():
         raise UsageError(
             f"there is no network and there are no weights {name!r}; networks are {', '.join(networks.names())}; "
-            f"weights are {', '.join(weight_names()) or 'none'}; a file ends in {', '.join(SUFFIXES)}"
+            f"weights are {', '.join(_names()) or 'none'}; a file ends in {', '.join(SUFFIXES)}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -19,7 +19,9 @@ def latency(
             help="Weights files, names of weights that come along, or names of networks (random weights); default: those of the package.",
         ),
     ] = None,
-    backends: Annotated[str | None, typer.Option(help="Of onnxruntime,openvino,native,torch; default: what is there.")] = None,
+    backends: Annotated[
+        str | None, typer.Option(help="Of onnxruntime,openvino,native,torch; default: what is there, native compiled first.")
+    ] = None,
     precisions: Annotated[str | None, typer.Option(help="Of float32,bfloat16; default: what each backend runs in.")] = None,
     threads: Annotated[str, typer.Option(help="CPU threads: one number, or several with commas.")] = "1",
     images: Annotated[

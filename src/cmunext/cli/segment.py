@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv")
+SQUEEZE = 3  # times, one way more than the other; BUSI's and BUS-BRA's images, from which the weights learnt, stay below 2.2
 WORTH_MEASURING = 20  # images from which on `auto` may spend seconds on finding the fastest runtime
 
 
@@ -54,9 +55,10 @@ def segment(
     """Outline the lesions in images, and measure them.
 
     For each image NAME, the folder --out (by default ./segmentation) gets NAME_mask.png, NAME_overlay.png and an entry in
-    segmentation.json: area, box, centroid, axes, perimeter and mean probability of each lesion. Running it again replaces its own
-    results and nothing else. A file that cannot be read is reported, the others are done, and the exit code is 1. Of a TIFF of
-    several pages, and of an animated GIF, the first is segmented.
+    segmentation.json: area, box, centroid, axes, perimeter and mean probability of each lesion, and where the
+    files lie, absolute. Running it again replaces its own results and nothing else. A file that cannot be read
+    is reported, the others are done, and the exit code is 1. Of a TIFF of several pages, and of an animated GIF, the first is segmented.
+    Of a folder, masks (NAME_mask.png, NAME_mask_1.png, ... beside NAME.png) and files that are no images are left out, which is said.
 
     Of a video or camera, --out gets NAME_overlay.mp4 (.avi for .avi), NAME_areas.csv with the lesions of every frame, and an entry
     with those of the frame that shows most.
@@ -70,11 +72,12 @@ def segment(
         raise UsageError("there is nothing to segment; name images, folders, or videos, or give --camera 0")
     if any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths or []):
         raise UsageError(
-            f"--out is {out}, the folder to be segmented, where masks would be taken for images later; choose another --out"
+            f"--out is {out}, the folder to be segmented, where overlays would be taken for images later; choose another --out"
         )
     steps = _spacing(spacing)
     videos: list[Path | int] = [Path(path) for path in paths or [] if path.lower().endswith(VIDEO_SUFFIXES)]
-    sources = find_images(path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES))
+    left_out: list[Path] = []
+    sources = find_images((path for path in paths or [] if not path.lower().endswith(VIDEO_SUFFIXES)), left_out.append)
     if camera is not None:
         from cmunext.inference.video import check_camera
 
@@ -84,6 +87,7 @@ def segment(
         raise UsageError(f"--frames is {frames}, but there is neither a video nor a --camera; leave it out")
     many = bool(videos) or len(sources) >= WORTH_MEASURING
     segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
+    _say_what_was_left_out(left_out)
     records: list[dict[str, Any]] = []
     with _termination_as_interrupt():  # either way what is done is recorded
         if sources:
@@ -94,6 +98,7 @@ def segment(
                 else:
                     print(f"error: {result.error}", file=sys.stderr)
         films = list(_films(videos, segmenter, out, steps, overwrite, weights, jobs, frames or None))
+    _warn_of_squeezed([*records, *films], segmenter.preprocessing.height, segmenter.preprocessing.width)
     if json:
         print(json_module.dumps([*records, *films], ensure_ascii=False))
     else:
@@ -107,6 +112,36 @@ def segment(
             print(f"{done}; masks, overlays and segmentation.json are in {out}. Not a medical device.")
     if len(records) + len(films) < len(sources) + len(videos):
         raise typer.Exit(1)
+
+
+def _say_what_was_left_out(files: list[Path]) -> None:
+    """A line on stderr for the masks of images in the folders, and one for what is no image, videos first."""
+    from cmunext.image.files import IMAGE_SUFFIXES
+
+    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+    films = [path for path in others if path.suffix.lower() in VIDEO_SUFFIXES]
+    masks = [path for path in files if path not in others]
+    for found, kind, remedy in (
+        (masks, "masks of the images beside them", "; give a mask by its name to segment it"),
+        ([*films, *(path for path in others if path not in films)], "no images", "; give a video by its name" if films else ""),
+    ):
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            print(f"left out as {kind}: {found[0].name!r}{more}{remedy}", file=sys.stderr)
+
+
+def _warn_of_squeezed(records: list[dict[str, Any]], height: int, width: int) -> None:
+    """A line on stderr when images are much wider, or much taller, than what the network was made for."""
+    ratios = [(record, record["width"] * height / (record["height"] * width)) for record in records]
+    squeezed = [record for record, ratio in ratios if max(ratio, 1 / ratio) > SQUEEZE]
+    if squeezed:
+        first = squeezed[0]
+        more = f" and {len(squeezed) - 1} more" if len(squeezed) > 1 else ""
+        print(
+            f"warning: squeezed to the network's {width} x {height}: {Path(first['source']).name!r} ({first['width']} x "
+            f"{first['height']} pixels){more}; what is found there may mean little, crop to the part that matters",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,26 @@ def write_mask(path: StrPath, mask: NDArray[np.bool_]) -> None:
     write_image(path, mask.view(np.uint8) * np.uint8(255))
 
 
-def find_images(paths: Iterable[StrPath]) -> list[Path]:
+def find_images(paths: Iterable[StrPath], left_out: Callable[[Path], object] = lambda path: None) -> list[Path]:
     """Expand files, folders (the images lying in them, not deeper, in natural order) and glob patterns into files, each once.
+
+    Of a folder, files whose names begin with a dot are not looked at. `left_out` is told of each other file that is not taken: one that
+    is no image, and a mask of one, as in BUSI's NAME_mask.png and NAME_mask_1.png beside NAME.png.
 
     Raises UsageError for a path or pattern that matches nothing, and for a folder without an image.
     """
     found: dict[Path, None] = {}  # a set that keeps its order
+    others: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            matches = sorted(filter(_is_image, path.iterdir()), key=_natural)
+            files = sorted((file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()), key=_natural)
+            stems = {file.stem for file in files if _is_image(file)}
+            matches = []
+            for file in files:
+                if _is_image(file) and not _is_mask(file, stems):
+                    matches.append(file)
+                else:
+                    others.append(file)
             if not matches:
                 raise UsageError(f"{path}: there is no image in this folder ({', '.join(IMAGE_SUFFIXES)}); name another")
         elif path.exists() or not glob.has_magic(str(path)):  # a name may hold [ ] or *, and then it means itself
@@ -128,11 +139,20 @@ def find_images(paths: Iterable[StrPath]) -> list[Path]:
             if not matches:
                 raise UsageError(f"{path}: no image matches this pattern; check it, or name a folder")
         found.update(dict.fromkeys(matches))
+    for file in others:
+        if file not in found:
+            left_out(file)
     return list(found)
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_mask(path: Path, stems: Collection[str]) -> bool:
+    """Whether its name is NAME_mask, or NAME_mask_1 and the like, with NAME one of `stems`."""
+    named = re.fullmatch(r"(.+)_mask([^a-z].*)?", path.stem)
+    return named is not None and named[1] in stems
 
 
 def _natural(path: Path) -> list[Any]:

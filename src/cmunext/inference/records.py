@@ -1,102 +1,215 @@
-"""`segmentation.json` of a folder of results: what earlier runs wrote there, how new files are named, and what must stay."""
+"""`segmentation.json` of a folder of results: what runs wrote there, how new files are named, and what must stay.
+
+Several runs may write into a folder at a time. Before a run writes anything, it notes in a file beside which outputs each of its sources
+gets, and strikes out what is done. So no two sources get one name; and what a killed run wrote is known by its notes, so that
+running it again goes on.
+"""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cmunext.errors import UsageError
-from cmunext.storage import write_text
+from cmunext.storage import alone_in, write_text
 
 RECORDS = "segmentation.json"
+NOTES = ".segmentation-begun.json"  # of each source that is begun and not yet recorded {"source", "mask", "overlay", ...}
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@contextmanager
+def recording(
+    out: str | os.PathLike[str], sources: Sequence[Path], outputs: Callable[[str], Record], overwrite: bool
+) -> Iterator["Records"]:
+    """Begin a run: give each source its outputs in the folder `out`, which is made. At the end, whatever ends it, records are saved.
+
+    Parameters
+    ----------
+    outputs : of a name, {"mask": file's name or names, "overlay": ..., and others' under further keys}.
+    overwrite : replace files that no run of this program wrote.
+
+    Raises
+    ------
+    UsageError : before anything is written, when `out` is a file or its segmentation.json is not of this program, or when an output
+        would overwrite an input, or a file that no run wrote.
+    OSError : when the folder cannot be written.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: this is a file; name a folder for the results")
+    made = not folder.exists()
+    try:
+        records = _begun(folder, sources, outputs, overwrite)
+        try:
+            yield records
+        finally:
+            records.save(ended=True)
+    finally:
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+
+
+@dataclass
 class Records:
-    """The records of a folder, by their source's path. Open one with `Records.open`.
+    """What a run adds to the records of a folder. Begin one with `recording`.
 
     A record is made into text once, by whoever adds it: saving a folder of thousands again and again then only joins texts.
     """
 
     folder: Path
-    earlier: Mapping[Path, Record]
     overwrite: bool
-    _added: dict[Path, tuple[Path, str]] = field(default_factory=dict, repr=False)  # source -> identity, JSON
-
-    @classmethod
-    def open(cls, folder: Path, overwrite: bool) -> "Records":
-        """What segmentation.json says, if it is there.
-
-        Raises UsageError when the folder is a file, or its segmentation.json is not of this program and `overwrite` is not set.
-        """
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}: this is a file; name a folder for the results")
-        path = folder / RECORDS
-        if not path.exists():
-            return cls(folder, {}, overwrite)
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-            earlier = {_identity(Path(record["source"])): record for record in records if _written(record)}
-        except (ValueError, TypeError, KeyError) as error:
-            if not overwrite:
-                raise UsageError(f"{path}: this file is not of this program; choose another --out, or add --overwrite") from error
-            earlier = {}
-        return cls(folder, earlier, overwrite)
-
-    def names(self, sources: Iterable[Path]) -> dict[Path, str]:
-        """A name for each source: the one it had before, else its stem, numbered where another source has that already."""
-        before = {source: Path(record["overlay"]).stem.removesuffix("_overlay") for source, record in self.earlier.items()}
-        taken = {name.casefold() for name in before.values()}  # of names that differ in case only, some disks hold but one
-        names = {}
-        for source in sources:
-            name, number = before.get(_identity(source)), 1
-            while name is None:
-                candidate = source.stem if number == 1 else f"{source.stem}-{number}"
-                name, number = (None if candidate.casefold() in taken else candidate), number + 1
-            taken.add(name.casefold())
-            names[source] = name
-        return names
-
-    def check(self, outputs: Mapping[Path, Sequence[Path]]) -> None:
-        """Raise UsageError when one of a source's outputs is an input, or a file that no earlier run wrote."""
-        inputs = {_identity(source) for source in outputs}
-        own = {path.name for record in self.earlier.values() for path in _written(record)}
-        for path in (path for paths in outputs.values() for path in paths):
-            if path.resolve() in inputs:
-                raise UsageError(f"{path}: this output would overwrite an input; choose another --out")
-            if path.exists() and path.name not in own and not self.overwrite:
-                raise UsageError(
-                    f"{path}: this file exists and is not recorded in {RECORDS}; choose another --out, or add --overwrite"
-                )
-
-    @cached_property
-    def _earlier_texts(self) -> dict[Path, str]:
-        return {source: _to_json(record) for source, record in self.earlier.items()}
+    files: Mapping[Path, Record]  # source -> its note: {"source": identity, and what `outputs` gave}
+    earlier: frozenset[str]  # the sources, by identity, that were recorded when the run began
+    _added: dict[Path, str] = field(default_factory=dict, repr=False)
+    _on_disk: dict[str, str] = field(default_factory=dict, repr=False)  # identity -> JSON, as segmentation.json was at `_seen`
+    _seen: tuple[int, ...] | None = field(default=None, repr=False)
 
     def add(self, source: Path, record: Record) -> None:
-        """Take in what was found in a source. Any thread may call it."""
-        self._added[source] = _identity(source), _to_json(record)
+        """Take in what was found in a source. Any thread may call it.
 
-    def save(self, sources: Iterable[Path]) -> None:
-        """Write segmentation.json: the earlier records, and those added of `sources` in their place or behind. May be nothing."""
-        texts = dict(self._earlier_texts)
-        texts.update(self._added[source] for source in sources if source in self._added)
-        if texts:
-            write_text(self.folder / RECORDS, "[\n" + ",\n".join(texts.values()) + "\n]\n")
+        On disk, all paths are absolute, so that they hold from wherever they are read.
+        """
+        note = self.files[source]
+        self._added[source] = _to_json({**record, "source": note["source"], **_placed(self.folder, note)})
+
+    def save(self, ended: bool = False) -> None:
+        """Write segmentation.json: what is recorded there now, and what was added, in the sources' order, in its place or behind.
+
+        Of a run that has ended, what remains noted is what it wrote and did not record.
+        """
+        with alone_in(self.folder):
+            mine = {note["source"]: self._added[source] for source, note in self.files.items() if source in self._added}
+            others = {source: text for source, text in self._texts().items() if source in self.earlier or source not in mine}
+            if mine:
+                self._on_disk = {**others, **mine}
+                write_text(self.folder / RECORDS, "[\n" + ",\n".join(self._on_disk.values()) + "\n]\n")
+                self._seen = _stamp(self.folder / RECORDS)
+            if ended:
+                notes = _read_notes(self.folder)
+                for note in self.files.values():
+                    if note["source"] in self._on_disk or not any((self.folder / name).exists() for name in _names_of(note)):
+                        notes.pop(note["source"], None)
+                _write_notes(self.folder, notes)
+
+    def _texts(self) -> dict[str, str]:
+        """What is on disk. Another run may have written it since; it is read only then."""
+        if (stamp := _stamp(self.folder / RECORDS)) != self._seen:
+            self._on_disk = {source: _to_json(record) for source, record in _read(self.folder, self.overwrite).items()}
+            self._seen = stamp
+        return self._on_disk
+
+
+def _begun(folder: Path, sources: Iterable[Path], outputs: Callable[[str], Record], overwrite: bool) -> Records:
+    with alone_in(folder):
+        notes, earlier = _read_notes(folder), _read(folder, overwrite)
+        known = {**notes, **earlier}
+        identities = {source: _identity(source) for source in sources}
+        names = _names(identities, known)
+        files = {source: {"source": identity, **outputs(names[source])} for source, identity in identities.items()}
+        _check(folder, files.values(), known, overwrite)
+        _write_notes(folder, notes | {note["source"]: note for note in files.values()})
+    return Records(folder, overwrite, files, frozenset(earlier))
+
+
+def _read(folder: Path, overwrite: bool) -> dict[str, Record]:
+    """Identity of a source -> its record, with the outputs where the folder lies now.
+
+    Raises UsageError when segmentation.json is not of this program and `overwrite` is not set.
+    """
+    path = folder / RECORDS
+    if not path.exists():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        return {_identity(Path(record["source"])): {**record, **_placed(folder, record)} for record in records}
+    except (ValueError, TypeError, KeyError) as error:
+        if not overwrite:
+            raise UsageError(f"{path}: this file is not of this program; choose another --out, or add --overwrite") from error
+        return {}
+
+
+def _read_notes(folder: Path) -> dict[str, Record]:
+    try:
+        return {note["source"]: note for note in json.loads((folder / NOTES).read_text(encoding="utf-8")) if _names_of(note)}
+    except (OSError, ValueError, TypeError, KeyError):  # most often it is not there
+        return {}
+
+
+def _write_notes(folder: Path, notes: Mapping[str, Record]) -> None:
+    if notes:
+        write_text(folder / NOTES, json.dumps(list(notes.values()), ensure_ascii=False))
+    else:
+        (folder / NOTES).unlink(missing_ok=True)
+
+
+def _names(sources: Mapping[Path, str], known: Mapping[str, Record]) -> dict[Path, str]:
+    """A name for each source: the one it had before, else its stem, numbered where another source has that already."""
+    given = {source: Path(record["overlay"]).stem.removesuffix("_overlay") for source, record in known.items()}
+    taken = {name.casefold() for name in given.values()}  # of names that differ in case only, some disks hold but one
+    names = {}
+    for source, identity in sources.items():
+        name, number = given.get(identity), 1
+        while name is None:
+            candidate = source.stem if number == 1 else f"{source.stem}-{number}"
+            name, number = (None if candidate.casefold() in taken else candidate), number + 1
+        taken.add(name.casefold())
+        names[source] = given[identity] = name
+    return names
+
+
+def _check(folder: Path, files: Iterable[Record], known: Mapping[str, Record], overwrite: bool) -> None:
+    """Raise UsageError when one of the outputs is an input, or a file that no run wrote."""
+    files = list(files)
+    inputs = {note["source"] for note in files}
+    own = {name for record in known.values() for name in _names_of(record)}
+    for path in (folder / name for note in files for name in _names_of(note)):
+        if str(path.resolve()) in inputs:
+            raise UsageError(f"{path}: this output would overwrite an input; choose another --out")
+        if path.exists() and path.name not in own and not overwrite:
+            raise UsageError(
+                f"{path}: this file exists and is not recorded in {RECORDS}; choose another --out, or add --overwrite"
+            )
+
+
+def _placed(folder: Path, outputs: Record) -> Record:
+    """The outputs of a record or note, by key, as absolute paths in the folder, wherever they lay before. Raises KeyError without any."""
+    whole = folder.resolve()
+    files = {
+        "mask": outputs["mask"],
+        "overlay": outputs["overlay"],
+        **({"areas": outputs["areas"]} if "areas" in outputs else {}),
+    }
+    return {
+        key: str(whole / Path(found).name) if isinstance(found, str) else [str(whole / Path(one).name) for one in found]
+        for key, found in files.items()
+    }
+
+
+def _names_of(record: Record) -> list[str]:
+    """The names of the outputs of a record or note."""
+    files = (record["mask"], record["overlay"], record.get("areas", []))
+    return [Path(path).name for each in files for path in ([each] if isinstance(each, str) else each)]
+
+
+def _identity(source: Path) -> str:
+    """The absolute path of a file; of what is none, as a camera, its name. Earlier versions recorded paths as they were typed."""
+    return str(source.resolve() if source.exists() else source)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes when the file is replaced; None where it is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _to_json(record: Record) -> str:
     """The record as `write_json` would write it inside of a list."""
     return "  " + json.dumps(record, indent=2, ensure_ascii=False).replace("\n", "\n  ")
-
-
-def _written(record: Record) -> list[Path]:
-    masks = [record["mask"]] if isinstance(record["mask"], str) else record["mask"]
-    return [Path(path) for path in (*masks, record["overlay"], *([record["areas"]] if "areas" in record else []))]
-
-
-def _identity(source: Path) -> Path:
-    return source.resolve()

@@ -1,11 +1,12 @@
 """Segmenting many files into one folder: masks, overlays and `segmentation.json`, and nothing of anybody else's ever overwritten.
 
-`segmentation.json` is also how a later run knows what an earlier one wrote: those files it may replace, others it leaves alone.
+`segmentation.json` is also how a later run knows what an earlier one wrote: those files it may replace, others it leaves alone (`records`).
 """
 
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cmunext.image.files import read_image, write_image, write_mask
 from cmunext.image.overlay import overlay
 from cmunext.inference.lesions import Spacing
 from cmunext.inference.pipeline import helpers, overlapped
-from cmunext.inference.records import Records
+from cmunext.inference.records import Record, recording
 from cmunext.inference.segmenter import Segmentation, Segmenter
 from cmunext.metadata import BACKGROUND
 
@@ -28,7 +29,7 @@ SAVE_EVERY = 5.0  # seconds between two savings of the records
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file: `record`, its entry in segmentation.json, or `error`, the sentence why there is none."""
+    """What became of one file: `record`, with paths as they were given, or `error`, the sentence why there is none."""
 
     source: Path
     record: dict[str, Any] | None = None
@@ -49,8 +50,9 @@ def segment_files(
 
     NAME is the file's stem; of two files of one stem the second gets "-2". A network of several classes gives a mask for each,
     NAME_mask_CLASS.png, and then "mask" is a list. A record is {"source", "width", "height", "weights", "backend", "precision",
-    "spacing_mm", "classes", "mask", "overlay", "lesions": [as `Lesion`]}. Records of earlier runs into the same folder stay in
-    segmentation.json. Decoding, the network and encoding go on side by side; a few images are in memory at a time.
+    "spacing_mm", "classes", "mask", "overlay", "lesions": [as `Lesion`]}. In segmentation.json all paths are absolute, so that a later run
+    knows a file from wherever it is started. Records of earlier runs into the same folder stay there, also when the folder was moved.
+    Decoding, the network and encoding go on side by side; a few images are in memory at a time.
 
     Parameters
     ----------
@@ -61,17 +63,14 @@ def segment_files(
     batch : images that the network takes at a time; 0 is one on the CPU (a stream), which is as fast there, and eight on a GPU.
 
     Yields a Result for each file, in order: a file that cannot be read is reported in it, and the others are still done. When the
-    iteration ends early, by an interruption too, what is finished is on disk, whole, and recorded.
+    iteration ends early, by an interruption too, what is finished is on disk, whole, and recorded. Other runs may write into `out`
+    at the same time, and a run that was killed can be repeated as it was called.
 
     Raises
     ------
     UsageError : before anything is written, when an output would overwrite an input, or a file that no earlier run wrote.
     OSError : when the folder cannot be written, or the disk is full.
     """
-    folder = Path(out)
-    records = Records.open(folder, overwrite)
-    outputs = {source: _outputs(folder, name, segmenter.metadata.classes) for source, name in records.names(sources).items()}
-    records.check({source: (*masks, picture) for source, (masks, picture) in outputs.items()})
 
     def prepare(source: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         image = read_image(source)
@@ -85,24 +84,22 @@ def segment_files(
     ) -> dict[str, Any]:
         image, _ = prepared
         segmentation = segmenter.interpret(logits, image.shape[:2], spacing)
-        record = _write(source, image, segmentation, outputs[source], segmenter, spacing, weights)
+        record = _write(source, image, segmentation, Path(out), records.files[source], segmenter, spacing, weights)
         records.add(source, record)
         return record
 
-    saved = time.monotonic()
-    results = overlapped(outputs, prepare, run, finish, *pace(segmenter, len(outputs), jobs, batch))
-    try:
-        for source, outcome in results:
-            if isinstance(outcome, InputError):
-                yield Result(source, error=str(outcome))
-                continue
-            if time.monotonic() - saved > SAVE_EVERY:
-                records.save(outputs)
-                saved = time.monotonic()
-            yield Result(source, outcome)
-    finally:
-        results.close()
-        records.save(outputs)
+    with recording(out, sources, lambda name: _outputs(name, segmenter.metadata.classes), overwrite) as records:
+        saved = time.monotonic()
+        results = overlapped(records.files, prepare, run, finish, *pace(segmenter, len(records.files), jobs, batch))
+        with closing(results):
+            for source, outcome in results:
+                if isinstance(outcome, InputError):
+                    yield Result(source, error=str(outcome))
+                    continue
+                if time.monotonic() - saved > SAVE_EVERY:
+                    records.save()
+                    saved = time.monotonic()
+                yield Result(source, outcome)
 
 
 def pace(segmenter: Segmenter, count: int, jobs: int, batch: int) -> tuple[int, int]:
@@ -114,13 +111,15 @@ def _write(
     source: Path,
     image: NDArray[np.uint8],
     segmentation: Segmentation,
-    outputs: tuple[list[Path], Path],
+    folder: Path,
+    outputs: Record,
     segmenter: Segmenter,
     spacing: Spacing | None,
     weights: str,
 ) -> dict[str, Any]:
     """Write one image's files, and give its record."""
-    masks, picture = outputs
+    masks = [folder / name for name in ([outputs["mask"]] if isinstance(outputs["mask"], str) else outputs["mask"])]
+    picture = folder / outputs["overlay"]
     for mask, path in zip(_planes(segmentation.mask), masks, strict=True):
         write_mask(path, mask)
     write_image(picture, draw(image, segmentation))
@@ -151,7 +150,8 @@ def _planes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask[None] if mask.ndim == 2 else mask
 
 
-def _outputs(folder: Path, name: str, classes: Sequence[str]) -> tuple[list[Path], Path]:
-    """The masks, one a class, and the overlay."""
-    endings = [""] if len(classes) == 1 else ["_" + "".join(c if c.isalnum() else "-" for c in each) for each in classes]
-    return [folder / f"{name}{MASK}{ending}.png" for ending in endings], folder / f"{name}_overlay.png"
+def _outputs(name: str, classes: Sequence[str]) -> Record:
+    """The files' names: a mask, or of several classes a list of one each, and the overlay."""
+    endings = ["_" + "".join(c if c.isalnum() else "-" for c in each) for each in classes]
+    masks = [f"{name}{MASK}{ending}.png" for ending in endings]
+    return {"mask": f"{name}{MASK}.png" if len(classes) == 1 else masks, "overlay": f"{name}_overlay.png"}

@@ -16,7 +16,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image.files import silence_opencv
 from cmunext.inference.lesions import Spacing
 from cmunext.inference.pipeline import overlapped
-from cmunext.inference.records import Records
+from cmunext.inference.records import Record, recording
 from cmunext.inference.results import draw, pace
 from cmunext.inference.segmenter import Segmentation, Segmenter
 from cmunext.metadata import BACKGROUND
@@ -57,6 +57,7 @@ def segment_video(
     -------
     The record: {"source", "width", "height", "frames", "frame_rate", "weights", "backend", "precision", "spacing_mm", "classes",
     "mask": [], "overlay", "areas", "frame", "lesions"}. The lesions are those of "frame", the one in which they are largest together.
+    In segmentation.json paths are kept as `segment_files` tells.
 
     Raises
     ------
@@ -66,46 +67,46 @@ def segment_video(
     """
     live = isinstance(source, int)
     named = Path(f"camera-{source}") if live else Path(str(source))
-    records = Records.open(Path(out), overwrite)
-    name = records.names([named])[named]
     suffix = ".avi" if named.suffix.lower() == ".avi" else ".mp4"
-    picture, table = Path(out) / f"{name}_overlay{suffix}", Path(out) / f"{name}_areas.csv"
-    records.check({named: (picture, table)})
+
+    def outputs(name: str) -> Record:
+        return {"mask": [], "overlay": f"{name}_overlay{suffix}", "areas": f"{name}_areas.csv"}
+
     with _opened(source) as capture:
         rate = _frame_rate(capture)
         moving = _frames(capture, rate, live, frames)
         first = next(moving, None)
         if first is None:
             raise InputError(f"{named}: this video has no frame that can be read; export it again, as .mp4 or .avi")
-        with replacing(table) as table_file, replacing(picture) as picture_file:
-            writer = cv2.VideoWriter(
-                str(picture_file), cv2.VideoWriter.fourcc(*CODECS[suffix]), rate, (first[1].shape[1], first[1].shape[0])
-            )
-            if not writer.isOpened():
-                raise InputError(f"{picture}: this OpenCV ({cv2.__version__}) has no encoder for it; name the input .avi")
-            try:
-                summary = _run(segmenter, first, moving, writer, table_file, spacing, jobs, live, progress)
-            finally:
-                writer.release()
-    record = {
-        "source": str(named),
-        "width": first[1].shape[1],
-        "height": first[1].shape[0],
-        "frames": summary["frames"],
-        "frame_rate": rate,
-        "weights": weights,
-        "backend": segmenter.backend.name,
-        "precision": segmenter.backend.precision,
-        "spacing_mm": list(spacing) if spacing else None,
-        "classes": list(segmenter.metadata.classes),
-        "mask": [],
-        "overlay": str(picture),
-        "areas": str(table),
-        "frame": summary["frame"],
-        "lesions": summary["lesions"],
-    }
-    records.add(named, record)
-    records.save([named])
+        height, width = first[1].shape[:2]
+        with recording(out, [named], outputs, overwrite) as records:
+            picture, table = (Path(out) / records.files[named][key] for key in ("overlay", "areas"))
+            with replacing(table) as table_file, replacing(picture) as picture_file:
+                writer = cv2.VideoWriter(str(picture_file), cv2.VideoWriter.fourcc(*CODECS[suffix]), rate, (width, height))
+                if not writer.isOpened():
+                    raise InputError(f"{picture}: this OpenCV ({cv2.__version__}) has no encoder for it; name the input .avi")
+                try:
+                    summary = _run(segmenter, first, moving, writer, table_file, spacing, jobs, live, progress)
+                finally:
+                    writer.release()
+            record = {
+                "source": str(named),
+                "width": width,
+                "height": height,
+                "frames": summary["frames"],
+                "frame_rate": rate,
+                "weights": weights,
+                "backend": segmenter.backend.name,
+                "precision": segmenter.backend.precision,
+                "spacing_mm": list(spacing) if spacing else None,
+                "classes": list(segmenter.metadata.classes),
+                "mask": [],
+                "overlay": str(picture),
+                "areas": str(table),
+                "frame": summary["frame"],
+                "lesions": summary["lesions"],
+            }
+            records.add(named, record)
     return record
 
 

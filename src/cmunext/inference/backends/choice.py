@@ -9,7 +9,7 @@ cannot be read or written, the only loss is a measurement.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -61,11 +61,13 @@ def choose(
         return "openvino", precision
     others, remembered, found = _others(), _remembered(), None
     if others and (remembered or measure_now):
-        key = _key(path, threads)
+        key = _key(path, threads, others)
         found = remembered.get(key)
         if measure_now and not _is_measurement(found):
             found = measure(path, threads)
             _remember(key, found)
+        elif not _is_measurement(found):  # what was measured before native was built is still true of the others
+            found = remembered.get(_key(path, threads, ()))
     if _is_measurement(found):
         return best(cast(Measurement, found), precision)
     if precision == "bfloat16":
@@ -140,13 +142,13 @@ def _agreement(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> floa
     return float(np.mean([scores(count(a, b).pooled())["iou"] for a, b in pairs]))
 
 
-def _key(path: Path, threads: int | None) -> str:
-    """Changes with the weights' bytes, the machine, the runtimes and the threads."""
+def _key(path: Path, threads: int | None, others: Collection[str]) -> str:
+    """Changes with the weights' bytes, the machine, the runtimes (native where it is one of the others) and the threads."""
     runtimes = [
         _version("onnxruntime"),
         _version("onnx"),
         _version("openvino"),
-        *([library.library_path().name] if "native" in _others() else []),
+        *([library.library_path().name] if "native" in others else []),
     ]
     what = (processor(), cores(), runtimes, threads)
     return hashlib.sha256(path.read_bytes() + repr(what).encode()).hexdigest()

@@ -6,6 +6,7 @@ folder has its own.
 
 import ctypes
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -65,7 +66,7 @@ def compiler() -> list[str] | None:
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The library, built first where it is not there or damaged, which takes seconds.
+    """The library, built first where it is not there or damaged, which takes seconds and is told to the logger `cmunext`.
 
     Raises
     ------
@@ -107,6 +108,9 @@ def _build(path: Path) -> None:
         raise UsageError(
             f"{named}the native backend is built on this machine and needs a C++ compiler; install g++ 12 or newer, or choose another backend"
         )
+    logging.getLogger("cmunext").warning(  # which writes to stderr, where nobody has set up anything else
+        "compiling the native backend with %s, once on this machine, which takes some seconds; it is kept as %s", command[0], path
+    )
     try:
         with replacing(path) as temporary:
             for variant in VARIANTS:
