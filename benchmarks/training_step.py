@@ -55,7 +55,7 @@ def baseline(name: str, threads: int, device: str) -> Callable[[], Any]:
 
 def ours(name: str, threads: int, device: str) -> Callable[[], Any]:
     import torch
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     from cmunext import losses, networks
     from cmunext.training import host

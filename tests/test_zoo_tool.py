@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 from tools import zoo
 
+from cmunext.benchmark.grid_file import read_grid
+from cmunext.benchmark.store import Store
 from cmunext.data.dataset import load_cases
 from cmunext.data.layout import Layout
 from cmunext.image.preprocess import Preprocessing
+from cmunext.storage import write_bytes, write_text
 from cmunext.weights import load
 from tests.datasets import write_dataset
 from tests.grids import ONE, THREE, content
@@ -89,24 +94,32 @@ def test_teachers_and_runs_that_are_begun_are_brought_back_as_they_are(tmp_path)
         "networks": ["one"],
         "teachers": {"recipe": "short", "network": "three"},
     }
-    values["datasets"]["disks"]["root"] = "../../data"
-    write_dataset(tmp_path / "data")
-    grid = tmp_path / "results/zoo/grid.json"
-    grid.parent.mkdir(parents=True)
-    grid.write_text(json.dumps(values))
-    assert zoo.run(tmp_path / "all.tar", grid, minutes=9, workers=1, device="cpu") == 0
-    assert not (tmp_path / "all-running.tar").exists()
-    pupil, teacher = "disks-1-one-taught-seed1", "results/zoo/runs/disks-1-three-short-seed1/ema.safetensors"
-    (tmp_path / f"results/zoo/cells/{pupil}/config.json").unlink()  # as if it were not finished
-    (tmp_path / f"results/zoo/runs/{pupil}/last.ckpt").write_bytes(b"state")
-    zoo.collect(tmp_path / "part.tar", grid)
-    with tarfile.open(tmp_path / "part.tar") as tar:
-        whole = tar.extractfile(teacher)
-        assert whole and whole.read() == (tmp_path / teacher).read_bytes()
-    with tarfile.open(tmp_path / "part-running.tar") as tar:
-        state = tar.extractfile(f"results/zoo/runs/{pupil}/last.ckpt")
-        assert state and state.read() == b"state"
-        assert not [name for name in tar.getnames() if pupil not in name]
+    path = tmp_path / "results/zoo/grid.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(values))
+    store, (other, teacher, pupil) = Store(path.parent), read_grid(path).cells
+    for cell in (other, teacher):
+        for file in store.missing(cell):
+            write_text(file, "")
+        write_bytes(store.last_weights(cell), save({"weight": torch.full((50, 50), 0.1)}))
+    write_text(store.run(pupil) / "recipe.json", "{}")
+    write_text(store.run(pupil) / "last.ckpt", "state")
+    zoo.collect(tmp_path / "part.tar", path)
+
+    def names_and_contents(tar_file: str) -> dict[str, bytes]:
+        with tarfile.open(tmp_path / tar_file) as tar:
+            files = [member for member in tar.getmembers() if member.isfile()]
+            return {str(tmp_path / member.name): tar.extractfile(member).read() for member in files}
+
+    part, running = names_and_contents("part.tar"), names_and_contents("part-running.tar")
+    assert part[str(store.last_weights(teacher))] == store.last_weights(teacher).read_bytes()
+    assert len(part[str(store.last_weights(other))]) < len(store.last_weights(other).read_bytes())
+    assert running == {str(store.run(pupil) / name): found for name, found in (("recipe.json", b"{}"), ("last.ckpt", b"state"))}
+    write_text(store.cell(pupil) / "config.json", "")
+    for file in store.missing(pupil):
+        write_text(file, "")
+    zoo.collect(tmp_path / "part.tar", path)
+    assert not (tmp_path / "part-running.tar").exists(), "nothing is under way any more"
 
 
 def test_what_was_trained_is_brought_back_where_no_table_can_be_made(tmp_path, monkeypatch):

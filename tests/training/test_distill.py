@@ -83,7 +83,7 @@ def test_with_weight_1_the_teacher_is_followed_against_the_truth(dataset: Path, 
 
 
 def test_the_mean_is_over_teachers_each_with_its_own_channels_and_normalisation(dataset: Path, tmp_path: Path) -> None:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     other = replace(SMALL, channels="bgr", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     files = [write_teacher(tmp_path / "a.safetensors", 2.0), write_teacher(tmp_path / "b.safetensors", -3.0, other)]

@@ -90,8 +90,9 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
     run, teachers = store.run(cell), tuple(_trained(store, teacher) for teacher in cell.teachers)
     start = _trained(store, cell.start) if isinstance(cell.start, Cell) else cell.start
 
-    for name in ("lightning.fabric", "lightning.pytorch"):  # they announce precision and processes, which the log has anyway
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(
+        logging.WARNING
+    )  # it announces precision and processes, which the log has anyway
     run.mkdir(parents=True, exist_ok=True)
     if not (ignored := run.parent / ".gitignore").is_file():
         write_text(ignored, "*\n")

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in (
             "torch",
-            "lightning",
+            "lightning_fabric",
             "safetensors",
             "scipy",
             "onnx",

@@ -48,7 +48,7 @@ def train(
     """
     import logging
 
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -71,8 +71,7 @@ def train(
     start = weights_path(start_from, ".safetensors") if start_from else None
     task = Task(dataset, train, val, network, chosen, run, arguments, resume, device, devices, threads, licence, taught_by, start)
 
-    for name in ("lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they announce precision and processes; we say what matters
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces precision and processes; we say what matters
     # Each process that shares the batches runs this command; only the first one tells.
     speaks = devices == 1 or rank_zero_only.rank == 0  # type: ignore[attr-defined]
     console = Console(stderr=True, quiet=not speaks)

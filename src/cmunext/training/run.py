@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 import cmunext
@@ -190,7 +190,7 @@ def _fabric(task: Task, recipe: Recipe) -> Fabric:
         raise UsageError(f"devices is {task.devices}, but there are {torch.cuda.device_count()} GPUs here")
     strategy: Any = "auto"
     if task.devices > 1:
-        from lightning.fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies import DDPStrategy
 
         strategy = DDPStrategy(find_unused_parameters=True)  # MedT has parameters that nothing uses
     precision: Any = recipe.precision
