@@ -101,6 +101,7 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
     of bundled weights that were scored on a validation list, in the column last."""
     from cmunext.benchmark.grid_file import read_grid
     from cmunext.benchmark.results import value_of
+    from cmunext.benchmark.scores import finite
     from cmunext.benchmark.store import CONFIG, Store
     from cmunext.storage import write_json
 
@@ -128,7 +129,7 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
             entry = {"network": card["network"], "recipe": recipe["name"], "list": card["validation_list"].split()[0]}
             entry |= {"seed": card["seed"], "last": last, "bundled": card["name"], "scored_at": "native"}
             entries.append(entry | {"size": recipe["preprocessing"]["height"], "epochs": card["epochs"]})
-    write_json(path, entries)
+    write_json(path, finite(entries))
 
 
 def collect(out: Path, grid: Path) -> None:

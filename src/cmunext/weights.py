@@ -69,10 +69,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"{path} is no weights file that torch reads; the suffixes are {', '.join(SUFFIXES)}; of weights by name, "
-            "cmunext.inference.named_weights.weights_path(NAME, '.safetensors') is the file"
-        )
+        raise UsageError(f"{path} is no weights file that torch reads; the suffixes are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise UsageError(f"the weights file {path} does not exist; check the path")
     if path.suffix.lower() != ".safetensors":

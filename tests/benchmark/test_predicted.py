@@ -118,3 +118,17 @@ def test_options_of_a_network_are_refused_with_masks(dataset, masks, capsys):
     for option in (["--backend", "native"], ["--device", "cuda"], ["--precision", "bfloat16"], ["--threads", "2"]):
         assert main(["evaluate", str(masks), str(dataset), *option]) == 2, option
         assert "is a folder of masks, and no network runs; leave out --backend" in capsys.readouterr().err
+
+
+def test_weights_and_dataset_agree_on_the_classes(dataset):
+    root = with_second_class(dataset)
+    unnamed, named = brightness(("class 0", "class 1")), brightness(("background", "cyst"))
+    assert evaluate(unnamed, Layout.open(root), NAMES).classes == ("class 0", "class 1")
+    assert evaluate(named, Layout.open(root), NAMES).classes == ("cyst",)
+    (root / "classes.txt").write_text("background\ncyst\n")
+    of_named, of_unnamed = (evaluate(weights, Layout.open(root), NAMES) for weights in (named, unnamed))
+    assert of_named.classes == of_unnamed.classes == ("cyst",), "weights without names take those of the dataset"
+    assert (of_named.per_image()["iou"] == of_unnamed.per_image()["iou"]).all()
+    (root / "classes.txt").write_text("cyst\nbackground\n")
+    with pytest.raises(InputError, match=r"have 2 classes \(background, cyst\) and .* has masks of 2 \(cyst, background\)"):
+        evaluate(named, Layout.open(root), NAMES)

@@ -212,3 +212,14 @@ def test_a_cell_of_several_classes_goes_on_after_a_stop(tmp_path, monkeypatch):
     assert run_cell(grid, cell, tmp_path, threads=1)
     assert not store.missing(cell)
     assert "iou" in (store.cell(cell) / "last.csv").read_text().splitlines()[0].split(","), "of one measured class"
+
+
+def test_a_cell_of_other_class_names_is_not_put_beside_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", ONE)
+    write_dataset(tmp_path / "data", classes=2)
+    grid = read_grid(write_grid(tmp_path, content(one={"network": ONE})))
+    assert run_cell(grid, grid.cells[0], tmp_path, threads=1)
+    check_agreement(grid, grid.cells[0], Store(tmp_path))
+    (tmp_path / "data/classes.txt").write_text("background\nlesion\n")
+    with pytest.raises(UsageError, match="made with another classes"):
+        check_agreement(grid, grid.cells[0], Store(tmp_path))

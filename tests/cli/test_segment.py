@@ -387,3 +387,15 @@ def test_the_whole_process_starts_fast(folder: Path, network: str) -> None:
     weights = "cmunext-s-busi" if "cmunext-s-busi" in weight_names() else network
     libraries = least("-c", "import numpy, cv2, onnxruntime")
     assert least("-m", "cmunext", "segment", "images/case (2).png", "--weights", weights) <= 1.5 * libraries + 0.5
+
+
+def test_classes_whose_names_differ_in_signs_only_have_a_mask_each(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("weights") / "two.onnx"
+    write_network(path, describe(classes=("HER2+", "HER2-")))
+    assert main(["segment", "images/case (2).png", "--weights", str(path)]) == 0
+    assert [name for name in names(folder / "segmentation") if "mask" in name] == [
+        "case (2)_mask_HER2--0.png",
+        "case (2)_mask_HER2--1.png",
+    ]

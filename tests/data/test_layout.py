@@ -154,8 +154,14 @@ def test_classes_have_the_names_that_the_dataset_gives(tmp_path):
     assert Layout.open(root).class_names == ("class 0", "class 1")
     (root / "classes.txt").write_text("background\r\ncyst\r\n")
     assert Layout.open(root).class_names == ("background", "cyst")
-    for content, says in (("cyst\n", "names 1 class "), ("a\nb\nc\n", "names 3 classes "), ("a\na\n", "for the 2 folders")):
+    (root / "classes.txt").write_text("BackGround\nCyst\n")
+    assert Layout.open(root).class_names == ("background", "Cyst")
+    for content, says in (("cyst\n", "names 1 class "), ("a\nb\nc\n", "names 3 classes "), ("a\na\n", "for 2 folders")):
         (root / "classes.txt").write_text(content)
         with pytest.raises(InputError, match=says):
             Layout.open(root)
-    assert Layout.open(dataset(tmp_path / "one", NAMES)).class_names == ("lesion",)
+    one = dataset(tmp_path / "one", NAMES)
+    for content, name in ((None, "lesion"), ("cyst\n", "cyst"), ("benign\nmalignant\n", "lesion")):
+        if content:
+            (one / "classes.txt").write_text(content)
+        assert Layout.open(one).class_names == (name,), "what names several is not about the one class"

@@ -140,3 +140,27 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 9
     with alone_in(tmp_path):
         assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_of_earlier_versions_become_absolute_and_those_of_others_stay(tmp_path: Path, monkeypatch) -> None:
+    """An earlier version wrote paths as they were typed; and a source may lie where this user may not look."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "scan.png").touch()
+    monkeypatch.chdir(tmp_path / "a")
+    private = "/home/somebody/private.png"
+    write_json(tmp_path / "out" / RECORDS, [record("scan"), {**record("private"), "source": private}])
+    exists = Path.exists
+
+    def denied(path: Path, **options: bool) -> bool:
+        if str(path) == private or path.name == "denied.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with run(tmp_path / "out", "denied") as records:
+        records.add(Path("denied.png"), record("denied"))
+    assert [each["source"] for each in kept(tmp_path / "out")] == [
+        str((tmp_path / "a/scan.png").resolve()),
+        private,
+        "denied.png",
+    ]

@@ -157,3 +157,24 @@ def test_wrong_calls_are_one_sentence(run, tmp_path: Path, more: tuple[str, ...]
     assert told in done.told
     assert not (tmp_path / "run").exists(), "a refused call leaves nothing behind"
     assert "Traceback" not in done.told
+
+
+def test_a_run_keeps_to_the_class_names_that_it_was_begun_with(run, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", classes=2)
+    assert run(tmp_path / "data", tmp_path / "run").code == 0
+    (tmp_path / "data" / "classes.txt").write_text("background\nlesion\n")
+    refused = run(tmp_path / "data", tmp_path / "run", "--resume")
+    assert refused.code == 2
+    assert "was begun with the classes class 0, class 1, and" in refused.told
+
+
+def test_what_was_there_stays_when_a_run_begun_anew_fails(run, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    out, failing = tmp_path / "run", ("--set", "learning_rate=1e30", "--set", "freeze_batch_statistics=false")
+    (out / "tensorboard").mkdir(parents=True)
+    for name in ("best.safetensors", "tensorboard/mine", "notes.txt"):
+        (out / name).write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run(tmp_path / "data", out, "--resume", *failing).code == 1
+    assert before.items() <= {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}.items()
+    assert not (out / "recipe.json").exists()

@@ -7,14 +7,16 @@ from typing import Any
 
 from cmunext.benchmark.grid import Cell, Grid
 from cmunext.benchmark.store import CONFIG, Store
-from cmunext.data.layout import list_entries, resolve
+from cmunext.data.layout import CLASSES, Layout, list_entries, resolve
 from cmunext.errors import InputError, UsageError
+from cmunext.metadata import unnamed_classes
 from cmunext.storage import file_sha256
 
 
 def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
     """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
     files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
+    named = (cell.dataset.root / CLASSES).is_file() and list(Layout.open(cell.dataset.root).class_names)
     if isinstance(cell.start, Path):
         files["start_sha256"] = cell.start
     return {
@@ -26,6 +28,7 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         "at": grid.at,
         "surface": grid.surface,
         "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
+        **({"classes": named} if named and named != list(unnamed_classes(len(named))) else {}),
         **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
         **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
         **{name: file_sha256(path) for name, path in files.items() if path.is_file()},

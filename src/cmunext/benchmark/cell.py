@@ -187,7 +187,7 @@ def _score(grid: Grid, cell: Cell, external: External | None, weights: Path, pat
     if external and found.learnt_from:
         raise InputError(
             f"{weights} learnt from {found.learnt_from} of the {len(names)} images of {root}, so a score there would be too good; "
-            "take these images out of the grid's `external`"
+            f"take {external.name} out of the grid's `external`, and the cell is finished without training again"
         )
     found.write(path)
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.predicted import MaskFolder, predicted, source_classes
+from cmunext.benchmark.predicted import MaskFolder, common_classes, predicted
 from cmunext.benchmark.scores import Evaluation, Size
 from cmunext.benchmark.statistics import Reliability
 from cmunext.data.dataset import original_of, read_case, resize_mask
@@ -48,7 +48,7 @@ def evaluate(
     Raises
     ------
     UsageError : an unknown `at`, or "network" for masks; no names, or a negative tolerance.
-    InputError : weights or masks and dataset differ in their number of classes, or no case could be measured.
+    InputError : weights or masks and dataset differ in their classes, or no case could be measured.
     """
     if at not in ("native", "network"):
         raise UsageError(f"the size of comparison is {at!r}; it must be native or network")
@@ -56,13 +56,7 @@ def evaluate(
         raise UsageError("the size of comparison is network, and masks have none; compare them at native size")
     if not names:
         raise UsageError("there is no case to measure; give at least one name")
-    classes = source_classes(source)
-    if len(classes) != layout.classes:
-        what = "masks" if isinstance(source, MaskFolder) else "weights"
-        raise InputError(
-            f"the {what} have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of {layout.classes}; "
-            "give both of the same classes"
-        )
+    classes = common_classes(source, layout)
     measure_surface = _surface_measure(tolerance) if surface else None
     table = dataset_table(layout.root)
     measured: list[tuple[str, _Measured]] = []

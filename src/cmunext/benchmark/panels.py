@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.benchmark.predicted import MaskFolder, predicted, source_classes
+from cmunext.benchmark.predicted import MaskFolder, common_classes, predicted
 from cmunext.data.dataset import read_case
 from cmunext.data.layout import Layout
 from cmunext.image.overlay import COLOURS, ORANGE, SKY, Colour
@@ -28,7 +28,7 @@ def panels(source: Segmenter | MaskFolder, layout: Layout, case: str, box: tuple
     Three uint8 h x w x 3 (RGB). Raises InputError or OSError when the case cannot be read.
     """
     image, truth = read_case(layout, case)
-    kept = measured_classes(source_classes(source))
+    kept = measured_classes(common_classes(source, layout))
     mask = predicted(source, case, image, (image.shape[0], image.shape[1]))[0][kept]
     truth = truth[kept]
     shown: list[tuple[NDArray[np.bool_], Sequence[Colour]]] = [(truth[:0], COLOURS), (truth, COLOURS), (mask, COLOURS)]

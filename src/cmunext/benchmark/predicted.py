@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.data.layout import files_by_name
+from cmunext.data.layout import Layout, files_by_name
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_levels
 from cmunext.inference.results import MASK
@@ -79,9 +79,23 @@ def predicted(
     return source.preprocessing.binarise(probability), probability
 
 
-def source_classes(source: Segmenter | MaskFolder) -> tuple[str, ...]:
-    """The names of all its classes."""
-    return source.classes if isinstance(source, MaskFolder) else source.metadata.classes
+def common_classes(source: Segmenter | MaskFolder, layout: Layout) -> tuple[str, ...]:
+    """The names of all classes, which weights or masks and the dataset must agree on; where one of them names none, those of the other.
+
+    Raises InputError when they differ in their number of classes, or in the names of several.
+    """
+    what, classes = ("masks", source.classes) if isinstance(source, MaskFolder) else ("weights", source.metadata.classes)
+    unnamed = unnamed_classes(layout.classes)
+    agree = len(classes) == layout.classes and (
+        classes == layout.class_names or unnamed in (classes, layout.class_names) or layout.classes == 1
+    )
+    if not agree:
+        names = "" if layout.class_names == unnamed else f" ({', '.join(layout.class_names)})"
+        raise InputError(
+            f"the {what} have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of "
+            f"{layout.classes}{names}; give both of the same classes"
+        )
+    return layout.class_names if classes == unnamed else classes
 
 
 def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:

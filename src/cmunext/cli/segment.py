@@ -118,12 +118,12 @@ def _say_what_was_left_out(files: list[Path]) -> None:
     """A line on stderr for the masks of images in the folders, and one for what is no image, videos first."""
     from cmunext.image.files import IMAGE_SUFFIXES
 
-    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
-    films = [path for path in others if path.suffix.lower() in VIDEO_SUFFIXES]
-    masks = [path for path in files if path not in others]
+    masks = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    films = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    others = [path for path in files if path.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
     for found, kind, remedy in (
         (masks, "masks of the images beside them", "; give a mask by its name to segment it"),
-        ([*films, *(path for path in others if path not in films)], "no images", "; give a video by its name" if films else ""),
+        (films + others, "no images", "; give a video by its name" if films else ""),
     ):
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""

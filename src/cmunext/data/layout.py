@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import IMAGE_SUFFIXES
-from cmunext.metadata import unnamed_classes
+from cmunext.metadata import BACKGROUND, unnamed_classes
 
 CLASSES = "classes.txt"
 SHOWN = 3  # names quoted in an error; the rest are counted
@@ -25,8 +25,7 @@ class Layout:
     root : the folder.
     cases : names of all images (the file name without its suffix), sorted; whether each has its masks is asked case by case.
     classes : number K of mask folders `masks/0` ... `masks/K-1`.
-    class_names : K names, from `classes.txt`; without that file those of `metadata.unnamed_classes`. A class called "background" beside
-        others is no lesion, and is not measured.
+    class_names : K names, see `class_names`. A class called "background" beside others is no lesion, and is not measured.
     image_files : case -> its image files. More than one (`a.png`, `a.jpg`) is ambiguous and raised by `image`.
     mask_files : for each class, name -> its mask files, including masks without an image.
     """
@@ -62,7 +61,7 @@ class Layout:
         if not images:
             raise InputError(f"{root / 'images'} holds no image; the suffixes read are {', '.join(sorted(IMAGE_SUFFIXES))}")
         masks = tuple(files_by_name(folder) for folder in folders)
-        return cls(root, tuple(sorted(images)), len(folders), _class_names(root / CLASSES, len(folders)), images, masks)
+        return cls(root, tuple(sorted(images)), len(folders), class_names(root / CLASSES, len(folders)), images, masks)
 
     def image(self, name: str) -> Path:
         """The image of a case. Raises InputError when there is none, or more than one of that name."""
@@ -145,7 +144,7 @@ def list_entries(path: str | os.PathLike[str]) -> list[str]:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"the list {path} is not UTF-8 text; write one case name a line") from error
+        raise InputError(f"the list {path} is not UTF-8 text; write one name a line, in UTF-8") from error
     if "\0" in text:
         raise InputError(f"the list {path} is not text; write one case name a line")
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
@@ -162,17 +161,24 @@ def resolve(entries: Iterable[str], known_names: Collection[str]) -> list[str]:
     return [name_of(entry) for entry in entries]
 
 
-def _class_names(path: Path, number: int) -> tuple[str, ...]:
-    """The names in a `classes.txt`. Raises InputError when they are not as many as there are classes, or one stands there twice."""
+def class_names(path: Path, number: int) -> tuple[str, ...]:
+    """The names of so many classes in a `classes.txt`, a background in lower case; without the file those of `unnamed_classes`.
+
+    A single class needs no name, so a file that names several (as other programs leave there, of kinds of images) says nothing of it.
+
+    Raises InputError when several classes have not a name each, or one stands there twice.
+    """
     if not path.is_file():
         return unnamed_classes(number)
-    names = tuple(list_entries(path))
-    if len(names) != number or len(set(names)) < number:
-        raise InputError(
-            f"{path} names {_count(names, 'class', 'classes')} ({quote(names)}) for the {number} folders of masks; give each a name of its own, "
-            "a line each, that of masks/0 first"
-        )
-    return names
+    names = tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in list_entries(path))
+    if len(names) == len(set(names)) == number:
+        return names
+    if number == 1:
+        return unnamed_classes(1)
+    raise InputError(
+        f"{path} names {_count(names, 'class', 'classes')} ({quote(names)}) for {number} folders of masks; give each a name of its own, a line "
+        "each, that of masks/0 first; or, if the file is about something else, give it another name"
+    )
 
 
 def list_content(names: Iterable[str]) -> bytes:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.data.fingerprint import Progress
-from cmunext.data.layout import CLASSES, quote
+from cmunext.data.layout import CLASSES, class_names, quote
 from cmunext.data.sources import NORMAL, Download, Source, find
 from cmunext.data.table import TABLE, table_content
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_grey, read_image, write_image, write_mask
+from cmunext.metadata import unnamed_classes
 from cmunext.storage import write_bytes
 
 LARGEST_LABEL = 20  # a foreground of a level up to this may be a label map's number of a class
@@ -78,7 +79,7 @@ def prepare(
     """Bring a download into the dataset layout. A second run over the same download changes nothing.
 
     Images are read as `image.files.read_image` does and written as PNG: grey stays grey, RGB stays RGB. A table of cases
-    (`cases.csv`, or BUS-BRA's own) is kept as `cases.csv`, and `classes.txt` as it is. What cannot be read is skipped with
+    (`cases.csv`, or BUS-BRA's own) is kept as `cases.csv`, and so is a `classes.txt` that names the classes. What cannot be read is skipped with
     the reason, the others are done.
 
     Parameters
@@ -175,8 +176,9 @@ def _texts(download: Download, dst: Path) -> dict[Path, bytes]:
     texts = {}
     if download.table:
         texts[dst / TABLE] = table_content(download.table, list(next(iter(download.table.values()))))
-    if (names := download.root / CLASSES).is_file():
-        texts[dst / CLASSES] = names.read_bytes()
+    masks = len(download.sources[0].masks) if download.sources else 1
+    if (names := class_names(download.root / CLASSES, masks)) != unnamed_classes(masks):
+        texts[dst / CLASSES] = "".join(f"{name}\n" for name in names).encode()
     return texts
 
 

@@ -131,7 +131,9 @@ def find_images(paths: Iterable[StrPath], left_out: Callable[[Path], object] = l
                 else:
                     others.append(file)
             if not matches:
-                raise UsageError(f"{path}: there is no image in this folder ({', '.join(IMAGE_SUFFIXES)}); name another")
+                raise UsageError(
+                    f"{path}: there is no image in this folder ({', '.join(IMAGE_SUFFIXES)}); name another, or files by their names"
+                )
         elif path.exists() or not glob.has_magic(str(path)):  # a name may hold [ ] or *, and then it means itself
             matches = [_existing(path)]
         else:

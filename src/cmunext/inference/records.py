@@ -1,8 +1,8 @@
 """`segmentation.json` of a folder of results: what runs wrote there, how new files are named, and what must stay.
 
 Several runs may write into a folder at a time. Before a run writes anything, it notes in a file beside which outputs each of its sources
-gets, and strikes out what is done. So no two sources get one name; and what a killed run wrote is known by its notes, so that
-running it again goes on.
+gets, and strikes out what is done. So no two sources get one name; and what a killed run wrote is known by its notes, so that it can
+be run again. A file that somebody else gives such a name before that counts as the run's.
 """
 
 import json
@@ -75,7 +75,7 @@ class Records:
         On disk, all paths are absolute, so that they hold from wherever they are read.
         """
         note = self.files[source]
-        self._added[source] = _to_json({**record, "source": note["source"], **_placed(self.folder, note)})
+        self._added[source] = _to_json({**record, "source": note["source"], **_placed(self.folder.resolve(), note)})
 
     def save(self, ended: bool = False) -> None:
         """Write segmentation.json: what is recorded there now, and what was added, in the sources' order, in its place or behind.
@@ -125,8 +125,12 @@ def _read(folder: Path, overwrite: bool) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-        return {_identity(Path(record["source"])): {**record, **_placed(folder, record)} for record in records}
+        records, whole, found = json.loads(path.read_text(encoding="utf-8")), folder.resolve(), {}
+        for record in records:
+            source = Path(record["source"])
+            identity = record["source"] if source.is_absolute() else _identity(source)
+            found[identity] = {**record, "source": identity, **_placed(whole, record)}
+        return found
     except (ValueError, TypeError, KeyError) as error:
         if not overwrite:
             raise UsageError(f"{path}: this file is not of this program; choose another --out, or add --overwrite") from error
@@ -177,16 +181,12 @@ def _check(folder: Path, files: Iterable[Record], known: Mapping[str, Record], o
 
 
 def _placed(folder: Path, outputs: Record) -> Record:
-    """The outputs of a record or note, by key, as absolute paths in the folder, wherever they lay before. Raises KeyError without any."""
-    whole = folder.resolve()
-    files = {
-        "mask": outputs["mask"],
-        "overlay": outputs["overlay"],
-        **({"areas": outputs["areas"]} if "areas" in outputs else {}),
-    }
+    """The outputs of a record or note, by key, as paths in the folder, wherever they lay before. Raises KeyError without any."""
+    files = {"mask": outputs["mask"], "overlay": outputs["overlay"], "areas": outputs.get("areas")}
     return {
-        key: str(whole / Path(found).name) if isinstance(found, str) else [str(whole / Path(one).name) for one in found]
+        key: str(folder / Path(found).name) if isinstance(found, str) else [str(folder / Path(one).name) for one in found]
         for key, found in files.items()
+        if found is not None
     }
 
 
@@ -198,7 +198,10 @@ def _names_of(record: Record) -> list[str]:
 
 def _identity(source: Path) -> str:
     """The absolute path of a file; of what is none, as a camera, its name. Earlier versions recorded paths as they were typed."""
-    return str(source.resolve() if source.exists() else source)
+    try:
+        return str(source.resolve() if source.exists() else source)
+    except OSError:  # it lies where this user may not look
+        return str(source)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -153,5 +153,7 @@ def _planes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _outputs(name: str, classes: Sequence[str]) -> Record:
     """The files' names: a mask, or of several classes a list of one each, and the overlay."""
     endings = ["_" + "".join(c if c.isalnum() else "-" for c in each) for each in classes]
+    if len({ending.casefold() for ending in endings}) < len(endings):  # some disks tell no case
+        endings = [f"{ending}-{number}" for number, ending in enumerate(endings)]
     masks = [f"{name}{MASK}{ending}.png" for ending in endings]
     return {"mask": f"{name}{MASK}.png" if len(classes) == 1 else masks, "overlay": f"{name}_overlay.png"}

@@ -1,5 +1,6 @@
 """The history of a run for TensorBoard."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from cmunext.training import checkpoint
@@ -22,10 +23,12 @@ class Board:
 
     def add(self, row: dict) -> None:
         if self.writer is not None:
-            for name, value in row.items():
-                if name != "epoch" and value is not None:
-                    self.writer.add_scalar(name, value, row["epoch"])
+            with suppress(OSError):  # the disk is full: a picture less, and the training says so itself
+                for name, value in row.items():
+                    if name != "epoch" and value is not None:
+                        self.writer.add_scalar(name, value, row["epoch"])
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmunext import weights
 from cmunext.errors import UsageError
+from cmunext.metadata import unnamed_classes
 from cmunext.training.batches import Normalise
 from cmunext.training.lineage import Ancestor, load_ancestor
 from cmunext.training.recipe import Recipe
@@ -84,7 +85,7 @@ def _require_match(path: Path, held: weights.Weights, recipe: Recipe, classes: t
             f"the teacher {path} takes {theirs.channels} images and this run {ours.channels} ones; "
             "give a teacher and a recipe that are both grey or both in colour"
         )
-    if held.metadata.classes != classes:
+    if held.metadata.classes not in (classes, unnamed_classes(len(classes))):
         raise UsageError(
             f"the teacher {path} knows the classes {', '.join(held.metadata.classes)} and this run {', '.join(classes)}; "
             "give a teacher of the same classes"

@@ -4,8 +4,8 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
     train_names, validation_names = layout.read_list(task.train_list), layout.read_list(task.validation_list)
     saved = saved_run(task)
     recipe = resolved_recipe(task, layout.classes, saved)
-    if recipe.preprocessing.activation == "softmax":
-        _require_names(layout)
+    _require_names(task, recipe, layout, saved)
     arguments = network_arguments(task, recipe, layout.classes)
     structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # the weights hold that file
     require_fitting_size(task.network, structure, recipe.preprocessing)
@@ -99,13 +98,19 @@ def train(task: Task, reporter: Reporter) -> Progress:
 
     identity = _identity(task.network, arguments, recipe, cases, descent)
     provenance = _provenance(task, recipe, cases, ancestors) | descent
+    before = set(task.out.iterdir()) if task.out.is_dir() else set()
     if fabric.is_global_zero:
         task.out.mkdir(parents=True, exist_ok=True)
         if not saved:
             write_json(
                 task.out / RECIPE_FILE,
                 {
-                    **{"network": task.network, "arguments": arguments, "recipe": recipe.to_dict()},
+                    **{
+                        "network": task.network,
+                        "arguments": arguments,
+                        "recipe": recipe.to_dict(),
+                        "classes": layout.class_names,
+                    },
                     **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
                     **descent,
                     **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},
@@ -140,7 +145,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
         board.add(row)
         reporter.epoch(row)
 
-    with stop_requests(reporter.say) as stop:
+    with stop_requests(reporter.say) as stop, _taking_back(task.out, before, fabric.is_global_zero), closing(board):
         hooks = Hooks(
             step=reporter.step,
             epoch=told,
@@ -150,24 +155,24 @@ def train(task: Task, reporter: Reporter) -> Progress:
             keep_last=keep_last,
         )
         taught = distill.MeanProbability(teachers, recipe.preprocessing.channels, fabric) if teachers else None
-        try:
-            progress = fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks, taught)
-        except Exception:
-            board.close()
-            if fabric.is_global_zero and not (task.out / CHECKPOINT).is_file():
-                _clear(task.out)
-            raise
-    board.close()
-    return progress
+        return fit(fabric, network, recipe, cases[0], cases[1], task.out, identity, hooks, taught)
 
 
-def _clear(run: Path) -> None:
-    """Remove what a run wrote that failed before there was anything to go on from, so that the folder takes the corrected command."""
-    for name in (RECIPE_FILE, HISTORY, BEST):
-        (run / name).unlink(missing_ok=True)
-    shutil.rmtree(run / BOARD, ignore_errors=True)
-    with suppress(OSError):  # something else lies there
-        run.rmdir()
+@contextmanager
+def _taking_back(run: Path, before: set[Path], responsible: bool) -> Iterator[None]:
+    """When a run fails before there is anything to go on from, remove what it wrote and was not there `before`, so that the folder takes
+    the corrected command."""
+    try:
+        yield
+    except Exception:
+        if responsible and not (run / CHECKPOINT).is_file():
+            for path in {run / name for name in (RECIPE_FILE, HISTORY, BEST)} - before:
+                path.unlink(missing_ok=True)
+            if run / BOARD not in before:
+                shutil.rmtree(run / BOARD, ignore_errors=True)
+            with suppress(OSError):  # something else lies there
+                run.rmdir()
+        raise
 
 
 def _threads(task: Task, saved: dict[str, Any] | None, reporter: Reporter) -> int:
@@ -220,9 +225,16 @@ def _warn_of_leaks(cases: list[Cases], unknown: list[Ancestor], reporter: Report
         reporter.say(f"warning: {ancestor.file} does not say what it was trained on; if on validation images, scores mean little")
 
 
-def _require_names(layout: Layout) -> None:
-    """Raise UsageError when nobody said which class is the background, for it would be measured and segmented as a lesion."""
-    if layout.class_names == unnamed_classes(layout.classes):
+def _require_names(task: Task, recipe: Recipe, layout: Layout, saved: dict[str, Any] | None) -> None:
+    """Raise UsageError when a run was begun with other names, or for a softmax nobody said which class is the background: it would be
+    measured and segmented as a lesion."""
+    begun = tuple((saved or {}).get("classes", unnamed_classes(layout.classes)))  # earlier versions had no names
+    if saved and begun != layout.class_names:
+        raise UsageError(
+            f"{task.out} was begun with the classes {', '.join(begun)}, and {layout.root} now has {', '.join(layout.class_names)}; "
+            f"go on with the same {CLASSES}, or give another --out"
+        )
+    if recipe.preprocessing.activation == "softmax" and not (layout.root / CLASSES).is_file():
         raise UsageError(
             f"with loss=boundary-dou one of the {layout.classes} classes may be the background; write their names into "
             f"{layout.root / CLASSES}, a line each, that of masks/0 first, and {BACKGROUND} for what is no lesion"
