@@ -114,6 +114,18 @@ def test_a_second_class_may_be_empty_as_long_as_another_is_not(tmp_path):
     assert found.masks[1]["empty"] == ["benign (2)"]
 
 
+def test_a_background_may_be_along_the_edge_and_is_no_lesion(tmp_path):
+    dataset(tmp_path, NAMES[:2], classes=2)
+    lesion, none = drawn((4, 10, 8, 16)), drawn()
+    for name, mask in zip(NAMES, (lesion, none), strict=False):
+        write(tmp_path / "masks" / "0" / f"{name}.png", mask)
+        write(tmp_path / "masks" / "1" / f"{name}.png", 255 - mask)
+    (first, second), found = NAMES[:2], audit(tmp_path)
+    assert kinds(found) == [(second, "full"), (first, "inverted")]
+    (tmp_path / "classes.txt").write_text("lesion\nbackground\n")
+    assert kinds(audit(tmp_path)) == [(second, "empty")], "nothing is found on it but background"
+
+
 def test_modes_and_coloured_marks(root):
     grey = noise(0)
     write(root / "images" / "benign (1).png", np.dstack([grey] * 3))

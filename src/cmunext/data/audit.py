@@ -34,6 +34,7 @@ from cmunext.data.sources import NORMAL
 from cmunext.data.table import classes_of, dataset_table
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import plain, read_grey, read_image
+from cmunext.metadata import measured_classes
 from cmunext.storage import write_bytes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -253,7 +254,7 @@ def _check_masks(
     except InputError as error:
         return [Problem(case, "mask", str(error))]
     problems = []
-    regions_of = []
+    lesions, regions_of = measured_classes(layout.class_names), []  # a background may well be all over the edge
     for number, path in enumerate(paths):
         name = f"masks/{number}/{path.name}"
         try:
@@ -272,13 +273,15 @@ def _check_masks(
         if not {0, 255}.issuperset(values := np.unique(levels).tolist()):
             shown = ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
             problems.append(Problem(case, "levels", f"{name} holds the levels {shown}; `cmunext prepare` makes them 0 and 255"))
+        shapes[number][case] = float(mask.mean()), cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
+        if number not in lesions:
+            continue
+        regions_of.append(shapes[number][case][1])
         if mask.all():
             problems.append(Problem(case, "full", f"{name} covers its whole image; draw the lesion only"))
         elif _share_of_edge(mask) > INVERTED:
             problems.append(Problem(case, "inverted", f"{name} seems to be inverted; draw the lesion white (255) on black (0)"))
-        shapes[number][case] = float(mask.mean()), cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
-        regions_of.append(shapes[number][case][1])
-    if len(regions_of) == len(paths) and not any(regions_of) and kind != NORMAL:
+    if len(regions_of) == len(lesions) and not any(regions_of) and kind != NORMAL:
         problems.append(
             Problem(case, "empty", f"{case!r} has no lesion in its mask; draw it, or leave the case out of the lists")
         )
