@@ -92,7 +92,7 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
 
     logging.getLogger("lightning_fabric").setLevel(
         logging.WARNING
-    )  # it announces precision and processes, which the log has anyway
+    )  # precision and processes, which it announces, stand in the log
     run.mkdir(parents=True, exist_ok=True)
     if not (ignored := run.parent / ".gitignore").is_file():
         write_text(ignored, "*\n")

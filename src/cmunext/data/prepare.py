@@ -79,8 +79,8 @@ def prepare(
     """Bring a download into the dataset layout. A second run over the same download changes nothing.
 
     Images are read as `image.files.read_image` does and written as PNG: grey stays grey, RGB stays RGB. A table of cases
-    (`cases.csv`, or BUS-BRA's own) is kept as `cases.csv`, and so is a `classes.txt` that names the classes. What cannot be read is skipped with
-    the reason, the others are done.
+    (`cases.csv`, or BUS-BRA's own) is kept as `cases.csv`, and so is a `classes.txt` that names the classes. What
+    cannot be read is skipped with the reason, the others are done.
 
     Parameters
     ----------
