@@ -1,4 +1,4 @@
-"""Statistics against SciPy, statsmodels, torchmetrics and brute force."""
+"""Statistics against SciPy, statsmodels, scikit-learn and brute force."""
 
 import itertools
 import math
