@@ -69,11 +69,12 @@ def searched(images: Iterable[Named]) -> tuple[Taken, tuple[Pair, ...], dict[str
 def contents(layout: Layout, pairs: tuple[Pair, ...], lists: list[list[str]]) -> dict[str, Any]:
     """What the dataset holds: pairs, clusters, leaks, and clusters in which a table of patients names several."""
     found = clusters(pairs)
-    report = {"images": len(layout.cases), "pairs": len(pairs), "clusters": len(found), "leaks": {}}
+    told: dict[str, str] = {}
+    report: dict[str, Any] = {"images": len(layout.cases), "pairs": len(pairs), "clusters": len(found), "leaks": told}
     for names in lists:
         entries = {name: layout.read_list(name) for name in names}
         leaks = find_leaks(entries, found)[names[1]]
-        report["leaks"][names[1]] = f"{len(leaks)} of {len(entries[names[1]])}"
+        told[names[1]] = f"{len(leaks)} of {len(entries[names[1]])}"
     column, patient = groups_of(layout, layout.cases, AUTO)
     if column == PATIENT_COLUMN:
         mixed = [cluster for cluster in found if len({patient[case] for case in cluster}) > 1]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cmunext.image.files import find_images, read_image, write_image, write_mask
 from cmunext.inference import results
 from cmunext.inference.lesions import measure
-from cmunext.inference.records import Records
+from cmunext.inference.records import recording
 from cmunext.inference.segmenter import Segmenter
 
 RUNS = ("onnxruntime:float32", "openvino:float32", "openvino:bfloat16")
@@ -90,13 +90,15 @@ def split(segmenter: Segmenter, sources: Sequence[Path]) -> dict[str, float]:
         stage("write overlay", write_image, paths, pictures)
         records = list(results.segment_files(segmenter, sources, Path(out) / "all"))
         began = time.process_time()
-        opened = Records.open(Path(out) / "all", False)
-        opened.check({source: [Path(out) / name] for source, name in opened.names(sources).items()})
-        for each in records:
-            opened.add(each.source, each.record)
-        opened.save(sources)
+        with recording(Path(out) / "all", sources, _outputs, overwrite=False) as opened:
+            for each in records:
+                opened.add(each.source, each.record or {})
         milliseconds["records"] = round(1000 * (time.process_time() - began) / len(sources), 3)
     return milliseconds
+
+
+def _outputs(name: str) -> dict[str, str]:
+    return {"mask": f"{name}{results.MASK}.png", "overlay": f"{name}_overlay.png"}
 
 
 def _timed(run: Callable[[], None]) -> tuple[float, float]:

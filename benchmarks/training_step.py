@@ -69,6 +69,7 @@ def ours(name: str, threads: int, device: str) -> Callable[[], Any]:
     fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if on_gpu or host.has_bfloat16() else "32-true")
     network = networks.create(name).train().to(fabric.device)
     average, optimizer = steps.average_of(network, DEFAULT.ema_decay), steps.optimizer_of(network, DEFAULT, recorded=on_gpu)
+    assert average is not None  # the recipe has a decay
     loss_of, normalise = losses.BCEDiceLoss(), Normalise(DEFAULT.preprocessing, fabric.device)
     images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8).permute(0, 3, 1, 2).to(fabric.device)
     masks = (torch.rand(BATCH, 1, SIDE, SIDE) > 0.7).to(fabric.device, torch.uint8)
@@ -104,7 +105,7 @@ def bounds(name: str, threads: int, device: str) -> dict[str, float]:
     torch.set_num_threads(threads)
     network = networks.create(name).eval()
     dtype = torch.bfloat16 if device == "cuda" or host.has_bfloat16() else torch.float32
-    values = 0
+    values = 0.0
 
     def count(module: Any, given: Any, output: Any) -> None:
         nonlocal values

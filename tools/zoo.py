@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,8 +180,8 @@ def main() -> int:
     one.add_argument("--workers", type=int, default=4)
     one.add_argument("--device", default="cuda")
     chosen = vars(parser.parse_args())
-    command = chosen.pop("command")
-    return {"pack": pack, "unpack": unpack, "run": run}[command](**chosen) or 0
+    work: dict[str, Callable[..., int | None]] = {"pack": pack, "unpack": unpack, "run": run}
+    return work[chosen.pop("command")](**chosen) or 0
 
 
 if __name__ == "__main__":
