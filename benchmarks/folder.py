@@ -89,16 +89,12 @@ def split(segmenter: Segmenter, sources: Sequence[Path]) -> dict[str, float]:
         stage("write mask", write_mask, paths, [mask[0] for mask, _ in found])
         stage("write overlay", write_image, paths, pictures)
         records = list(results.segment_files(segmenter, sources, Path(out) / "all"))
-        began = time.process_time()
-        with recording(Path(out) / "all", sources, _outputs, overwrite=False) as opened:
+        began, classes = time.process_time(), segmenter.metadata.classes
+        with recording(Path(out) / "all", sources, lambda name: results.output_names(name, classes), overwrite=False) as opened:
             for each in records:
                 opened.add(each.source, each.record or {})
         milliseconds["records"] = round(1000 * (time.process_time() - began) / len(sources), 3)
     return milliseconds
-
-
-def _outputs(name: str) -> dict[str, str]:
-    return {"mask": f"{name}{results.MASK}.png", "overlay": f"{name}_overlay.png"}
 
 
 def _timed(run: Callable[[], None]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -109,9 +110,14 @@ def load_official(path: str | os.PathLike[str]) -> Weights:
 
 def save_official(path: str | os.PathLike[str], network: nn.Module) -> None:
     """Write the tensors of a CMUNeXt as the authors' code reads them: a `.pth` state_dict under their names, in their order."""
-    content = io.BytesIO()
-    torch.save(remap.to_official(network.state_dict()), content)
-    write_bytes(path, content.getvalue())
+    write_pickled(path, remap.to_official(network.state_dict()))
+
+
+def write_pickled(path: str | os.PathLike[str], content: Any) -> None:
+    """Write what `torch.save` writes, in one step. Raises OSError, leaving what was there."""
+    buffer = io.BytesIO()  # torch's own writing to a disk that is full ends in a RuntimeError without a reason
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def _require_trust(network: str, path: Path) -> None:

@@ -16,7 +16,6 @@ from cmunext.storage import file_sha256
 def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
     """What decides a cell's results, as plain values: what `config.json` must agree with. Lists that are not here are left out."""
     files = {"train_sha256": cell.lists.train, "validation_sha256": cell.lists.validation}
-    named = (cell.dataset.root / CLASSES).is_file() and list(Layout.open(cell.dataset.root).class_names)
     if isinstance(cell.start, Path):
         files["start_sha256"] = cell.start
     return {
@@ -28,11 +27,19 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         "at": grid.at,
         "surface": grid.surface,
         "recipe": json.loads(json.dumps(cell.recipe.to_dict())),
-        **({"classes": named} if named and named != list(unnamed_classes(len(named))) else {}),
+        **_named_classes(cell.dataset.root),
         **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
         **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
         **{name: file_sha256(path) for name, path in files.items() if path.is_file()},
     }
+
+
+def _named_classes(root: Path) -> dict[str, list[str]]:
+    """The names of a dataset's classes under "classes"; nothing where it gives none, or is not here."""
+    if not (root / CLASSES).is_file():
+        return {}
+    names = Layout.open(root).class_names
+    return {} if names == unnamed_classes(len(names)) else {"classes": list(names)}
 
 
 def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:

@@ -90,9 +90,8 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
     run, teachers = store.run(cell), tuple(_trained(store, teacher) for teacher in cell.teachers)
     start = _trained(store, cell.start) if isinstance(cell.start, Cell) else cell.start
 
-    logging.getLogger("lightning_fabric").setLevel(
-        logging.WARNING
-    )  # precision and processes, which it announces, stand in the log
+    # What it announces, precision and processes, stands in the log anyway.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     run.mkdir(parents=True, exist_ok=True)
     if not (ignored := run.parent / ".gitignore").is_file():
         write_text(ignored, "*\n")

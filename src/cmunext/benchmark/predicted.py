@@ -86,16 +86,15 @@ def common_classes(source: Segmenter | MaskFolder, layout: Layout) -> tuple[str,
     """
     what, classes = ("masks", source.classes) if isinstance(source, MaskFolder) else ("weights", source.metadata.classes)
     unnamed = unnamed_classes(layout.classes)
-    agree = len(classes) == layout.classes and (
-        classes == layout.class_names or unnamed in (classes, layout.class_names) or layout.classes == 1
+    if classes == unnamed:
+        return layout.class_names
+    if len(classes) == layout.classes and (layout.classes == 1 or layout.class_names in (unnamed, classes)):
+        return classes
+    names = "" if layout.class_names == unnamed else f" ({', '.join(layout.class_names)})"
+    raise InputError(
+        f"the {what} have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of "
+        f"{layout.classes}{names}; give both of the same classes"
     )
-    if not agree:
-        names = "" if layout.class_names == unnamed else f" ({', '.join(layout.class_names)})"
-        raise InputError(
-            f"the {what} have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of "
-            f"{layout.classes}{names}; give both of the same classes"
-        )
-    return layout.class_names if classes == unnamed else classes
 
 
 def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:

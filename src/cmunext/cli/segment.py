@@ -3,7 +3,7 @@
 import json as json_module
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,8 +126,7 @@ def _say_what_was_left_out(files: list[Path]) -> None:
         (films + others, "no images", "; give a video by its name" if films else ""),
     ):
         if found:
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            print(f"left out as {kind}: {found[0].name!r}{more}{remedy}", file=sys.stderr)
+            print(f"left out as {kind}: {found[0].name!r}{_and_more(found)}{remedy}", file=sys.stderr)
 
 
 def _warn_of_squeezed(records: list[dict[str, Any]], height: int, width: int) -> None:
@@ -136,12 +135,16 @@ def _warn_of_squeezed(records: list[dict[str, Any]], height: int, width: int) ->
     squeezed = [record for record, ratio in ratios if max(ratio, 1 / ratio) > SQUEEZE]
     if squeezed:
         first = squeezed[0]
-        more = f" and {len(squeezed) - 1} more" if len(squeezed) > 1 else ""
         print(
             f"warning: squeezed to the network's {width} x {height}: {Path(first['source']).name!r} ({first['width']} x "
-            f"{first['height']} pixels){more}; what is found there may mean little, crop to the part that matters",
+            f"{first['height']} pixels){_and_more(squeezed)}; what is found there may mean little, crop to the part that matters",
             file=sys.stderr,
         )
+
+
+def _and_more(found: Sequence[object]) -> str:
+    """What follows the name of the first."""
+    return f" and {len(found) - 1} more" if len(found) > 1 else ""
 
 
 @contextmanager

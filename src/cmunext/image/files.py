@@ -119,17 +119,14 @@ def find_images(paths: Iterable[StrPath], left_out: Callable[[Path], object] = l
     Raises UsageError for a path or pattern that matches nothing, and for a folder without an image.
     """
     found: dict[Path, None] = {}  # a set that keeps its order
-    others: list[Path] = []
+    listed: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted((file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()), key=_natural)
-            stems = {file.stem for file in files if _is_image(file)}
-            matches = []
-            for file in files:
-                if _is_image(file) and not _is_mask(file, stems):
-                    matches.append(file)
-                else:
-                    others.append(file)
+            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            stems = {file.stem for file in images}
+            matches = [file for file in images if not _is_mask(file, stems)]
+            listed += files
             if not matches:
                 raise UsageError(
                     f"{path}: there is no image in this folder ({', '.join(IMAGE_SUFFIXES)}); name another, or files by their names"
@@ -141,7 +138,7 @@ def find_images(paths: Iterable[StrPath], left_out: Callable[[Path], object] = l
             if not matches:
                 raise UsageError(f"{path}: no image matches this pattern; check it, or name a folder")
         found.update(dict.fromkeys(matches))
-    for file in others:
+    for file in listed:
         if file not in found:
             left_out(file)
     return list(found)

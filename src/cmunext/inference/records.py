@@ -1,8 +1,8 @@
 """`segmentation.json` of a folder of results: what runs wrote there, how new files are named, and what must stay.
 
 Several runs may write into a folder at a time. Before a run writes anything, it notes in a file beside which outputs each of its sources
-gets, and strikes out what is done. So no two sources get one name; and what a killed run wrote is known by its notes, so that it can
-be run again. A file that somebody else gives such a name before that counts as the run's.
+gets, and at its end it strikes out what is done. So no two sources get one name; and what a killed run wrote is known by its notes, so
+that it can be run again. A file that somebody else gives such a name before that counts as the run's.
 """
 
 import json
@@ -75,7 +75,7 @@ class Records:
         On disk, all paths are absolute, so that they hold from wherever they are read.
         """
         note = self.files[source]
-        self._added[source] = _to_json({**record, "source": note["source"], **_placed(self.folder.resolve(), note)})
+        self._added[source] = _to_json({**record, "source": note["source"], **_placed(self.folder, note)})
 
     def save(self, ended: bool = False) -> None:
         """Write segmentation.json: what is recorded there now, and what was added, in the sources' order, in its place or behind.
@@ -113,7 +113,7 @@ def _begun(folder: Path, sources: Iterable[Path], outputs: Callable[[str], Recor
         files = {source: {"source": identity, **outputs(names[source])} for source, identity in identities.items()}
         _check(folder, files.values(), known, overwrite)
         _write_notes(folder, notes | {note["source"]: note for note in files.values()})
-    return Records(folder, overwrite, files, frozenset(earlier))
+    return Records(folder.resolve(), overwrite, files, frozenset(earlier))
 
 
 def _read(folder: Path, overwrite: bool) -> dict[str, Record]:

@@ -88,7 +88,7 @@ def segment_files(
         records.add(source, record)
         return record
 
-    with recording(out, sources, lambda name: _outputs(name, segmenter.metadata.classes), overwrite) as records:
+    with recording(out, sources, lambda name: output_names(name, segmenter.metadata.classes), overwrite) as records:
         saved = time.monotonic()
         results = overlapped(records.files, prepare, run, finish, *pace(segmenter, len(records.files), jobs, batch))
         with closing(results):
@@ -150,7 +150,7 @@ def _planes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask[None] if mask.ndim == 2 else mask
 
 
-def _outputs(name: str, classes: Sequence[str]) -> Record:
+def output_names(name: str, classes: Sequence[str]) -> Record:
     """The files' names: a mask, or of several classes a list of one each, and the overlay."""
     endings = ["_" + "".join(c if c.isalnum() else "-" for c in each) for each in classes]
     if len({ending.casefold() for ending in endings}) < len(endings):  # some disks tell no case

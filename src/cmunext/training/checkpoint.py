@@ -3,7 +3,6 @@
 It is the last file that an epoch writes; everything else in the run's folder follows from it or is written again.
 """
 
-import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 
 from cmunext.errors import InputError
-from cmunext.storage import write_bytes, write_text
+from cmunext.storage import write_text
+from cmunext.weights import write_pickled
 
 FILE = "last.ckpt"
 HISTORY = "history.csv"
@@ -42,9 +42,7 @@ class Progress:
 
 def save(run: Path, progress: Progress, states: Mapping[str, Any], identity: str) -> None:
     """Write `last.ckpt` in one step: progress, the states (state_dicts by name) and the identity of recipe and data. Raises OSError."""
-    content = io.BytesIO()  # torch's own writing to a disk that is full ends in a RuntimeError without a reason
-    torch.save({"progress": asdict(progress), "identity": identity, **states}, content)
-    write_bytes(run / FILE, content.getvalue())
+    write_pickled(run / FILE, {"progress": asdict(progress), "identity": identity, **states})
 
 
 def load(run: Path, identity: str) -> tuple[Progress, dict[str, Any]] | None:

@@ -242,7 +242,8 @@ def validate(
         for column, pixels in enumerate((predicted & truth, predicted & ~truth, ~predicted & truth), start=1):
             totals[rows, :, column] = pixels.sum((2, 3)).double()
     loss, *pixels_of = _reduced(fabric, totals, "sum").cpu().numpy().transpose(2, 0, 1)
-    tp, fp, fn = (counted[:, measured_classes(cases.classes)] for counted in pixels_of)
+    kept = measured_classes(cases.classes)
+    tp, fp, fn = (counted[:, kept] for counted in pixels_of)
     pixels = cases.images.shape[1] * cases.images.shape[2]
     means = summarise(Counts(tp, fp, fn, pixels - tp - fp - fn))["per_image"]
     return {"val_loss": float(loss.mean()), "val_iou": float(np.mean(means["iou"])), "val_dice": float(np.mean(means["dice"]))}

@@ -105,12 +105,8 @@ def train(task: Task, reporter: Reporter) -> Progress:
             write_json(
                 task.out / RECIPE_FILE,
                 {
-                    **{
-                        "network": task.network,
-                        "arguments": arguments,
-                        "recipe": recipe.to_dict(),
-                        "classes": layout.class_names,
-                    },
+                    **{"network": task.network, "arguments": arguments},
+                    **{"recipe": recipe.to_dict(), "classes": layout.class_names},
                     **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
                     **descent,
                     **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},

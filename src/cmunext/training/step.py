@@ -255,9 +255,8 @@ def fastest_layout(
     """The layout in which forward and backward of this network, in the mode that it is in, are the fastest on this device, measured on a
     batch: images, targets."""
 
-    def seconds(
-        layout: torch.memory_format,
-    ) -> float:  # a function, so that one recording and its memory are gone before the next
+    # A function, so that one recording and its memory are gone before the next.
+    def seconds(layout: torch.memory_format) -> float:
         trial = deepcopy(network)
         lay_out(trial, layout)
 
