@@ -34,18 +34,34 @@ struct Dense {
     follower.read(from, outputs);
   }
 
-  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for 16 * (vectors * LANES + MARGIN) numbers.
+  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for `sums_size` numbers.
   void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch, float* sums) const {
     const Weights<T>& weights = groups[group];
-    const size_t sums_pitch = vectors * LANES + MARGIN;
-    std::vector<float*> sums_of(vectors);
-    for (int j = 0; j < vectors; j++) sums_of[j] = sums + j * LANES;
-    for (int number = 0; number < weights.blocks; number++) {
-      weights.multiply_block(number, from, vectors, window_pitch, sums_of.data(), sums_pitch);
-      int first = outputs_of_group * group + number * weights.block;
-      follower.write<T>(sums, sums_pitch, first, weights.block, vectors, to, pitch);
-    }
+    const int most = T::AT_ONCE ? std::min(vectors, T::AT_ONCE) : vectors;
+    const size_t sums_pitch = most * LANES + MARGIN;
+    std::vector<float*> sums_of(most);
+    struct {
+      int count = 0, start, output;
+      float* sums;
+    } taken;
+    auto write = [&] {
+      if (taken.count) follower.write<T>(taken.sums, sums_pitch, taken.output, weights.block, taken.count, to + taken.start, pitch);
+    };
+    float *next = sums, *other = sums + 16 * sums_pitch;
+    for (int number = 0; number < weights.blocks; number++)
+      for (int start = 0; start < vectors; start += most) {
+        const int count = std::min(most, vectors - start);
+        for (int j = 0; j < count; j++) sums_of[j] = next + j * LANES;
+        if (!T::AT_ONCE) write();
+        weights.multiply_block(number, from + start, count, window_pitch, sums_of.data(), sums_pitch);
+        if (T::AT_ONCE) write(), std::swap(next, other);  // what was taken before, beside the unit that takes these
+        taken = {count, start, outputs_of_group * group + number * weights.block, sums_of[0]};
+      }
+    write();
   }
+
+  // Of how many numbers, for that many vectors.
+  static size_t sums_size(int vectors) { return (T::AT_ONCE ? 2 * 16 : 16) * (size_t(vectors) * LANES + MARGIN); }
 
   // The same of a lifted layer, for the rows of `source` from `first` on.
   void run_lifted(int group, const Map<T>& source, int first, Cell* const* to, size_t pitch, float* sums, float* scratch) const {

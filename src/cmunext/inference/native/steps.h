@@ -108,7 +108,7 @@ class Pass : public Step<T> {
     const Map<T>& map = space.maps[sources[0]];
     const int layers = dense.size() + (depthwise ? 1 : 0);
     const size_t columns = rounded_up(map.width, LANES), first_pitch = first_rows * columns + MARGIN, pitch = rows * columns + MARGIN;
-    const size_t sums_size = 16 * first_pitch, between_size = lines * pitch;
+    const size_t sums_size = Dense<T>::sums_size(first_rows * columns / LANES), between_size = lines * pitch;
     const size_t first_size = first_pitch * (depthwise ? depthwise->channels : rounded_up(dense[0].outputs, 16)) / T::CHANNELS;
     float* sums = space.of_thread(thread, sums_size + first_size + 2 * between_size + lifted_size(map));
     float* scratch = sums + sums_size;
@@ -187,106 +187,150 @@ class Pooling : public Step<T> {
 };
 
 // Bilinear upsampling by two (half-pixel centres) and the 3 x 3 convolution behind it. The nine products of the kernel commute with
-// upsampling: they are taken at the low resolution, which is a quarter of the arithmetic, and then upsampled, shifted and summed.
+// upsampling: they are taken at the low resolution, which is a quarter of the arithmetic, and then upsampled, shifted and summed. Of each column of
+// the kernel two sums of products are enough for that. With u, m and l for its upper, middle and lower weight and x for the low map's rows, 0 to
+// height - 1,
+//
+//   inner(y) = m x(y),  outer(y) = u x(y - 1) + l x(y),
+//   4 even(y) = 3 (outer(y) + inner(y)) + outer(y + 1) + inner(y - 1),
+//   4 odd(y)  = 3 (outer(y + 1) + inner(y)) + outer(y) + inner(y + 1)
+//
+// are the rows 2 y and 2 y + 1 of what the column gives. Upsampling repeats the edge, but the convolution pads the large map with zeros: at the top
+// u x(0) moves from 4 even to 4 odd, at the bottom l x(height - 1) from 4 odd to 4 even. From left to right it is the same again.
 template <class T>
 class Upsampling : public Step<T> {
   typedef typename T::Cell Cell;
-  static constexpr int TAPS = 9;
+  static constexpr int COLUMNS = 3;
+  static constexpr float SCALE = 1 / 16.f;  // of both directions' fours
 
   int source, target;
-  std::vector<Weights<T>> taps;
+  std::vector<Weights<T>> inner, outer;  // of each column
   Follower follower;
 
  public:
-  explicit Upsampling(Reader& from) : source(from.next()), target(from.next()), taps(TAPS) {
+  explicit Upsampling(Reader& from) : source(from.next()), target(from.next()), inner(COLUMNS), outer(COLUMNS) {
     const int inputs = from.next(), outputs = from.next();
-    const float* weights = from.take(size_t(outputs) * inputs * TAPS);
-    for (int tap = 0; tap < TAPS; tap++)
-      taps[tap].pack(outputs, inputs, 1, 1, [&](int output, int input, int, int) { return weights[(size_t(output) * inputs + input) * TAPS + tap]; });
+    const float* weights = from.take(size_t(outputs) * inputs * COLUMNS * 3);
+    for (int column = 0; column < COLUMNS; column++) {
+      auto weight = [&](int output, int input, int row) { return SCALE * weights[((size_t(output) * inputs + input) * 3 + row) * COLUMNS + column]; };
+      inner[column].pack(outputs, inputs, 1, 1, [&](int output, int input, int, int) { return weight(output, input, 1); });
+      outer[column].pack(outputs, inputs, 2, 1, [&](int output, int input, int row, int) { return weight(output, input, 2 * row); });
+    }
     follower.read(from, outputs);
   }
 
   void run(Workspace<T>& space, float*) const override {
     const Map<T>& small = space.maps[source];
+    const Map<T> edges = edges_of(small);
     Products products;
     products.across = rounded_up(small.width, LANES) / LANES;
     products.pitch = products.across * LANES + MARGIN;
     products.rows = std::max(2, 256 / (products.across * LANES));  // at a time
-    products.block = taps[0].block;
-    const int blocks = taps[0].blocks, parts = std::min(space.threads.number(), (small.height + products.rows - 1) / products.rows);
+    products.block = inner[0].block;
+    const int blocks = inner[0].blocks, parts = std::min(space.threads.number(), (small.height + products.rows - 1) / products.rows);
     space.share(blocks * parts, [&](int n, int thread) {
       int part = n % parts;
-      run_part(space, thread, products, n / parts, small.height * part / parts, small.height * (part + 1) / parts);
+      run_part(space, thread, edges, products, n / parts, small.height * part / parts, small.height * (part + 1) / parts);
     });
     space.maps[target].clear_tails(0, 2 * small.height);
   }
 
  private:
-  // What the taps give, of the rows that are needed at a time and one above and below: [row % (rows + 2)][tap][output of the block][x]
+  // The sums of products of a block of outputs, of the rows that are needed at a time and one above and below, and those for the edges.
   struct Products {
     int rows, across, block, pitch;
     float* start;
 
-    size_t size() const { return size_t(rows + 2) * TAPS * block * pitch; }
-    float* line(int y, int tap, int output) const { return start + ((size_t(y % (rows + 2)) * TAPS + tap) * block + output) * pitch; }
+    size_t size() const { return size_t(rows + 4) * 2 * COLUMNS * block * pitch; }
+    float* inner(int y, int column, int output) const { return line(y % (rows + 2), column, output); }
+    float* outer(int y, int column, int output) const { return line(y % (rows + 2), COLUMNS + column, output); }
+    float* edge(int bottom, int column, int output) const { return line(rows + 2 + bottom, column, output); }
+
+   private:
+    float* line(int y, int sum, int output) const { return start + ((size_t(y) * 2 * COLUMNS + sum) * block + output) * pitch; }
   };
 
+  // A map of two rows, the last of `map` and the first, between zeros: outer(0) of it is l x(height - 1), and outer(2) is u x(0).
+  static Map<T> edges_of(const Map<T>& map) {
+    Map<T> edges;
+    edges.cells = map.cells;
+    edges.resize(2, map.width, 1);
+    for (int y : {0, 1}) memcpy(edges.line(y, 0), map.line(y ? 0 : map.height - 1, 0), sizeof(Cell) * map.cells * map.pitch);
+    return edges;
+  }
+
   // One block of outputs, for the rows of the small map from `first` to `end`.
-  void run_part(Workspace<T>& space, int thread, Products products, int number, int first, int end) const {
+  void run_part(Workspace<T>& space, int thread, const Map<T>& edges, Products products, int number, int first, int end) const {
     const Map<T>& small = space.maps[source];
     const size_t column_pitch = products.across * LANES + 2 * LANES;
-    products.start = space.of_thread(thread, products.size() + 2 * T::CHANNELS * 3 * column_pitch);
+    products.start = space.of_thread(thread, products.size() + 2 * T::CHANNELS * COLUMNS * column_pitch);
     float* columns = products.start + products.size();
+    for (int column = 0; column < COLUMNS; column++) {
+      if (first == 0) multiply(outer[column], number, products, edges, 1, 1, [&](int) { return products.edge(0, column, 0); });
+      if (end == small.height) multiply(outer[column], number, products, edges, -1, 1, [&](int) { return products.edge(1, column, 0); });
+    }
     int ready = std::max(0, first - 1);
     for (int y = first; y < end; y += products.rows) {
-      int last = std::min(end, y + products.rows), needed = std::min(small.height, last + 1);
-      multiply_rows(small, products, number, ready, needed);
+      const int last = std::min(end, y + products.rows), needed = std::min(small.height, last + 1), count = needed - ready;
+      for (int column = 0; column < COLUMNS && count; column++) {
+        multiply(inner[column], number, products, small, ready, count, [&](int row) { return products.inner(ready + row, column, 0); });
+        multiply(outer[column], number, products, small, ready - 1, needed == small.height ? count + 1 : count,
+                 [&](int row) { return products.outer(ready + row, column, 0); });
+      }
       ready = needed;
       for (int row = y; row < last; row++)
         for (int output = 0; output < products.block; output += T::CHANNELS) {
-          sum_columns(small, products, output, row, columns, column_pitch);
+          sum_rows(small, products, output, row, columns, column_pitch);
           for (int half = 0; half < 2; half++) {
-            const float* of_row = columns + half * T::CHANNELS * 3 * column_pitch;
+            const float* of_row = columns + half * T::CHANNELS * COLUMNS * column_pitch;
             write_row(space, number * products.block + output, 2 * row + half, of_row, column_pitch);
           }
         }
     }
   }
 
-  void multiply_rows(const Map<T>& small, const Products& products, int number, int first, int end) const {
-    const int vectors = products.across * (end - first);
+  // A block's sums of products over `rows` rows of a map, the windows' upper row being `first` and those after it.
+  template <class Line>
+  static void multiply(const Weights<T>& weights, int number, const Products& products, const Map<T>& map, int first, int rows, Line line_of_row) {
+    const int vectors = products.across * rows;
     std::vector<const Cell*> from(vectors);
     std::vector<float*> to(vectors);
-    for (int j = 0; j < vectors; j++) from[j] = small.vector_at(first, j);
-    for (int tap = 0; tap < TAPS; tap++) {
-      for (int j = 0; j < vectors; j++) to[j] = products.line(first + j / products.across, tap, 0) + j % products.across * LANES;
-      taps[tap].multiply_block(number, from.data(), vectors, small.pitch, to.data(), products.pitch);
+    for (int j = 0; j < vectors; j++) {
+      from[j] = map.line(first + j / products.across, 0) + j % products.across * LANES;
+      to[j] = line_of_row(j / products.across) + j % products.across * LANES;
     }
+    weights.multiply_block(number, from.data(), vectors, map.pitch, to.data(), products.pitch);
   }
 
-  // For a cell of outputs, `columns` takes what the three taps of each column of the kernel give in the two upsampled rows of `row`, still at the
-  // low resolution from left to right: [row of two][channel][column of the kernel][x]. An upsampled row lies between two rows of products, and
-  // what is outside of the map counts as zeros, as the convolution pads it.
-  void sum_columns(const Map<T>& small, const Products& products, int output, int row, float* columns, size_t pitch) const {
+  // For a cell of outputs, `columns` takes what each column of the kernel gives in the two upsampled rows of `row`, still at the low resolution from
+  // left to right, and four times of it: [row of two][channel][column of the kernel][x].
+  void sum_rows(const Map<T>& small, const Products& products, int output, int row, float* columns, size_t pitch) const {
     const int above = std::max(row - 1, 0), below = std::min(row + 1, small.height - 1);
-    const float top = row > 0, bottom = row + 1 < small.height;
     for (int c = 0; c < T::CHANNELS; c++)
-      for (int column = 0; column < 3; column++) {
-        auto line = [&](int y, int tap_row) { return products.line(y, tap_row * 3 + column, output + c); };
-        const float *upper[2] = {line(above, 0), line(row, 0)}, *middle[3] = {line(above, 1), line(row, 1), line(below, 1)};
-        const float* lower[2] = {line(row, 2), line(below, 2)};
-        float *even = columns + (c * 3 + column) * pitch + LANES, *odd = even + T::CHANNELS * 3 * pitch;
+      for (int column = 0; column < COLUMNS; column++) {
+        const float *outer[2] = {products.outer(row, column, output + c), products.outer(row + 1, column, output + c)};
+        const float *upper = products.inner(above, column, output + c), *middle = products.inner(row, column, output + c);
+        const float* lower = products.inner(below, column, output + c);
+        float *even = columns + (c * COLUMNS + column) * pitch + LANES, *odd = even + T::CHANNELS * COLUMNS * pitch;
         for (int x = 0; x < small.width; x += LANES) {
-          const Vector u0 = load(upper[0] + x), u1 = load(upper[1] + x), l0 = load(lower[0] + x), l1 = load(lower[1] + x);
-          const Vector m0 = load(middle[0] + x), m1 = load(middle[1] + x), m2 = load(middle[2] + x);
-          store(even + x, top * .75f * u0 + top * .25f * u1 + .25f * m0 + .75f * (m1 + l0) + .25f * l1);
-          store(odd + x, .25f * u0 + .75f * (u1 + m1) + .25f * m2 + bottom * .25f * l0 + bottom * .75f * l1);
+          const Vector o0 = load(outer[0] + x), o1 = load(outer[1] + x), m = load(middle + x);
+          store(even + x, 3 * (o0 + m) + (o1 + load(upper + x)));
+          store(odd + x, 3 * (o1 + m) + (o0 + load(lower + x)));
         }
+        if (row == 0) move(products.edge(0, column, output + c), even, odd, small.width);
+        if (row == small.height - 1) move(products.edge(1, column, output + c), odd, even, small.width);
         for (float* sums : {even, odd}) sums[-1] = sums[0], sums[small.width] = sums[small.width - 1];  // upsampling repeats the edge
       }
   }
 
-  // Row `y` of a cell of the large map: the three sums of its columns, upsampled from left to right and shifted.
+  static void move(const float* sums, float* from, float* to, int width) {
+    for (int x = 0; x < width; x += LANES) {
+      store(from + x, load(from + x) - load(sums + x));
+      store(to + x, load(to + x) + load(sums + x));
+    }
+  }
+
+  // Row `y` of a cell of the large map: what its three columns give, upsampled from left to right and shifted.
   void write_row(Workspace<T>& space, int output, int y, const float* columns, size_t pitch) const {
     const Map<T>&small = space.maps[source], &large = space.maps[target];
     Cell* to = large.line(y, output / T::CHANNELS);
@@ -294,11 +338,12 @@ class Upsampling : public Step<T> {
     for (int x = 0; x < small.width; x += LANES) {
       Vector left[T::CHANNELS], right[T::CHANNELS];
       for (int c = 0; c < T::CHANNELS; c++) {
-        const float *a = columns + c * 3 * pitch + LANES + x, *b = a + pitch, *d = b + pitch;  // of the kernel's three columns
-        Vector even = .75f * (load(a - 1) + load(b) + load(d)) + .25f * (load(a) + load(b - 1) + load(d + 1));
-        Vector odd = .75f * (load(a) + load(b) + load(d + 1)) + .25f * (load(a - 1) + load(b + 1) + load(d));
-        if (x == 0) even[0] -= .75f * a[-1] + .25f * a[0];  // the column outside at the left, and at the right
-        if (int e = small.width - 1 - x; e < LANES) odd[e] -= .25f * d[e] + .75f * d[e + 1];
+        const float *a = columns + c * COLUMNS * pitch + LANES + x, *b = a + pitch, *d = b + pitch;
+        const Vector inner = load(b), outer[2] = {load(a - 1) + load(d), load(a) + load(d + 1)};
+        Vector even = 3 * (outer[0] + inner) + (outer[1] + load(b - 1));
+        Vector odd = 3 * (outer[1] + inner) + (outer[0] + load(b + 1));
+        if (x == 0) even[0] -= 4 * a[0];  // the column outside at the left, and at the right
+        if (int e = small.width - 1 - x; e < LANES) odd[e] -= 4 * d[e];
         even = outputs[c].template apply<T>(even), odd = outputs[c].template apply<T>(odd);
         left[c] = woven_first(even, odd), right[c] = woven_last(even, odd);
       }
