@@ -2,10 +2,10 @@
 
     python tools/gelu_approximations.py
 
-GELU(x) = max(x, 0) - u q(u) with u = |x| and q(u) = 1 - Phi(u), the normal distribution's tail; from `top` on, u is taken as `top`. In float32 q is
-a polynomial, interpolated between 0 and `top` at Chebyshev's points, in powers of u - top / 2. In bfloat16 it is one line around each multiple of
-`STEP`, as near to q as a line can be there and right in the mean. Errors are those of float32 arithmetic with fused multiply-adds, where the even
-and the odd terms of the polynomial are summed apart.
+GELU(x) = max(x, 0) - u q(u) with u = |x| and q(u) = 1 - Phi(u), the normal distribution's tail; from some `top` on, u is taken as `top`. In
+float32 q is a polynomial, interpolated between 0 and `top` at Chebyshev's points, in powers of u - top / 2. In bfloat16 it is a line around each
+multiple of `STEP`, right at Chebyshev's points but for a constant, and right in the mean. Errors are those of float32 arithmetic with fused
+multiply-adds, where the even and the odd terms of the polynomial are summed apart.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def lines() -> np.ndarray:
         domain = [max(0, nearest - 0.5) * STEP, min(LINES - 1, nearest + 0.5) * STEP]
         line = Chebyshev.interpolate(lambda u: ndtr(-u), 1, domain).convert(kind=Polynomial)
         u = np.linspace(*domain, 201)
-        found.append(line.coef + [np.mean(ndtr(-u) - line(u)), 0])
+        found.append(line.coef + np.array([np.mean(ndtr(-u) - line(u)), 0]))
     return np.array(found, np.float32).T
 
 
