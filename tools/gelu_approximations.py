@@ -29,9 +29,9 @@ def lines() -> np.ndarray:
     """Constants and slopes, 2 x LINES."""
     found = []
     for nearest in range(LINES):
-        domain = [max(0, nearest - 0.5) * STEP, min(LINES - 1, nearest + 0.5) * STEP]
-        line = Chebyshev.interpolate(lambda u: ndtr(-u), 1, domain).convert(kind=Polynomial)
-        u = np.linspace(*domain, 201)
+        start, end = max(0, nearest - 0.5) * STEP, min(LINES - 1, nearest + 0.5) * STEP
+        line = Chebyshev.interpolate(lambda u: ndtr(-u), 1, [start, end]).convert(kind=Polynomial)
+        u = np.linspace(start, end, 201)
         found.append(line.coef + np.array([np.mean(ndtr(-u) - line(u)), 0]))
     return np.array(found, np.float32).T
 
