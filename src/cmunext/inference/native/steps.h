@@ -317,13 +317,13 @@ class Upsampling : public Step<T> {
           store(even + x, 3 * (o0 + m) + (o1 + load(upper + x)));
           store(odd + x, 3 * (o1 + m) + (o0 + load(lower + x)));
         }
-        if (row == 0) move(products.edge(0, column, output + c), even, odd, small.width);
-        if (row == small.height - 1) move(products.edge(1, column, output + c), odd, even, small.width);
+        if (row == 0) shift_edge(products.edge(0, column, output + c), even, odd, small.width);
+        if (row == small.height - 1) shift_edge(products.edge(1, column, output + c), odd, even, small.width);
         for (float* sums : {even, odd}) sums[-1] = sums[0], sums[small.width] = sums[small.width - 1];  // upsampling repeats the edge
       }
   }
 
-  static void move(const float* sums, float* from, float* to, int width) {
+  static void shift_edge(const float* sums, float* from, float* to, int width) {
     for (int x = 0; x < width; x += LANES) {
       store(from + x, load(from + x) - load(sums + x));
       store(to + x, load(to + x) + load(sums + x));
