@@ -45,7 +45,7 @@ static inline __m512 _mm512_loadu_ps(const void* from) {
 
 static inline __m512 _mm512_permutex2var_ps(__m512 low, __m512i index, __m512 high) {
   __m512 result;
-  for (int i = 0; i < 16; i++) result[i] = (index[i] & 16 ? high : low)[index[i] & 15];
+  for (int i = 0; i < 16; i++) result[i] = index[i] & 16 ? high[index[i] & 15] : low[index[i] & 15];
   return result;
 }
 

@@ -34,37 +34,41 @@ struct Dense {
     follower.read(from, outputs);
   }
 
-  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for `sums_size` numbers.
+  // One group: reads the windows at from[j], writes the cells at to[j] + number * pitch. `sums` is memory for `sums_size(vectors)` numbers.
   void run(int group, const Cell* const* from, size_t window_pitch, int vectors, Cell* const* to, size_t pitch, float* sums) const {
+    struct Piece {
+      int count, start, output;
+      float* sums;
+    };
     const Weights<T>& weights = groups[group];
-    const int most = T::AT_ONCE ? std::min(vectors, T::AT_ONCE) : vectors;
+    const int most = piece_size(vectors);
     const size_t sums_pitch = most * LANES + MARGIN;
     std::vector<float*> sums_of(most);
-    struct {
-      int count = 0, start, output;
-      float* sums;
-    } taken;
-    auto write = [&] {
-      if (taken.count) follower.write<T>(taken.sums, sums_pitch, taken.output, weights.block, taken.count, to + taken.start, pitch);
+    auto write = [&](const Piece& piece) {
+      follower.write<T>(piece.sums, sums_pitch, piece.output, weights.block, piece.count, to + piece.start, pitch);
     };
-    float *next = sums, *other = sums + 16 * sums_pitch;
+    Piece before{0, 0, 0, sums + 16 * sums_pitch};
     for (int number = 0; number < weights.blocks; number++)
       for (int start = 0; start < vectors; start += most) {
-        const int count = std::min(most, vectors - start);
-        for (int j = 0; j < count; j++) sums_of[j] = next + j * LANES;
-        if (!T::AT_ONCE) write();
-        weights.multiply_block(number, from + start, count, window_pitch, sums_of.data(), sums_pitch);
-        if (T::AT_ONCE) write(), std::swap(next, other);  // what was taken before, beside the unit that takes these
-        taken = {count, start, outputs_of_group * group + number * weights.block, sums_of[0]};
+        Piece piece{std::min(most, vectors - start), start, outputs_of_group * group + number * weights.block, sums};
+        for (int j = 0; j < piece.count; j++) sums_of[j] = sums + j * LANES;
+        weights.multiply_block(number, from + start, piece.count, window_pitch, sums_of.data(), sums_pitch);
+        if (T::AHEAD) std::swap(piece, before);
+        write(piece);
+        sums = piece.sums;
       }
-    write();
+    if (T::AHEAD) write(before);
   }
 
-  // Of how many numbers, for that many vectors.
-  static size_t sums_size(int vectors) { return (T::AT_ONCE ? 2 * 16 : 16) * (size_t(vectors) * LANES + MARGIN); }
+  // How many numbers `sums` needs for that many vectors.
+  static size_t sums_size(int vectors) { return (T::AHEAD ? 2 : 1) * 16 * (size_t(piece_size(vectors)) * LANES + MARGIN); }
 
   // The same of a lifted layer, for the rows of `source` from `first` on.
   void run_lifted(int group, const Map<T>& source, int first, Cell* const* to, size_t pitch, float* sums, float* scratch) const {
     if constexpr (LIFTS) lifted[group].run(source, first, follower, outputs_of_group * group, to, pitch, sums, scratch);
   }
+
+ private:
+  // Vectors whose sums are taken before they, or where they are taken ahead those before them, are written.
+  static int piece_size(int vectors) { return T::AHEAD ? std::min(vectors, T::AHEAD) : vectors; }
 };

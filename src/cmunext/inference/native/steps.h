@@ -196,7 +196,8 @@ class Pooling : public Step<T> {
 //   4 odd(y)  = 3 (outer(y + 1) + inner(y)) + outer(y) + inner(y + 1)
 //
 // are the rows 2 y and 2 y + 1 of what the column gives. Upsampling repeats the edge, but the convolution pads the large map with zeros: at the top
-// u x(0) moves from 4 even to 4 odd, at the bottom l x(height - 1) from 4 odd to 4 even. From left to right it is the same again.
+// u x(0) moves from 4 even to 4 odd, at the bottom l x(height - 1) from 4 odd to 4 even. From left to right it is the same again; weights are kept as
+// sixteenths.
 template <class T>
 class Upsampling : public Step<T> {
   typedef typename T::Cell Cell;
@@ -272,11 +273,12 @@ class Upsampling : public Step<T> {
     int ready = std::max(0, first - 1);
     for (int y = first; y < end; y += products.rows) {
       const int last = std::min(end, y + products.rows), needed = std::min(small.height, last + 1), count = needed - ready;
-      for (int column = 0; column < COLUMNS && count; column++) {
+      for (int column = 0; column < COLUMNS && count; column++)
         multiply(inner[column], number, products, small, ready, count, [&](int row) { return products.inner(ready + row, column, 0); });
+      // With outer(height) where it is needed. The first row of a later part is taken for nothing, and may lie where that is written after it.
+      for (int column = 0; column < COLUMNS && count; column++)
         multiply(outer[column], number, products, small, ready - 1, needed == small.height ? count + 1 : count,
                  [&](int row) { return products.outer(ready + row, column, 0); });
-      }
       ready = needed;
       for (int row = y; row < last; row++)
         for (int output = 0; output < products.block; output += T::CHANNELS) {
@@ -302,8 +304,8 @@ class Upsampling : public Step<T> {
     weights.multiply_block(number, from.data(), vectors, map.pitch, to.data(), products.pitch);
   }
 
-  // For a cell of outputs, `columns` takes what each column of the kernel gives in the two upsampled rows of `row`, still at the low resolution from
-  // left to right, and four times of it: [row of two][channel][column of the kernel][x].
+  // For a cell of outputs, `columns` takes a quarter of what each column of the kernel gives in the two upsampled rows of `row`, still at the low
+  // resolution from left to right: [row of two][channel][column of the kernel][x].
   void sum_rows(const Map<T>& small, const Products& products, int output, int row, float* columns, size_t pitch) const {
     const int above = std::max(row - 1, 0), below = std::min(row + 1, small.height - 1);
     for (int c = 0; c < T::CHANNELS; c++)

@@ -67,7 +67,7 @@ class TileScope {
 struct Tiles : BFloat16 {
   typedef TileScope Scope;
   static constexpr int TOGETHER = 4;
-  static constexpr int AT_ONCE = 8;
+  static constexpr int AHEAD = 8;
 };
 
 template <>

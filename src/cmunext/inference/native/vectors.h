@@ -82,7 +82,7 @@ struct Float32 {
   typedef Vector Cells;
   static constexpr int CHANNELS = 1;  // of a cell
   static constexpr int TOGETHER = 2;  // vectors of pixels that a strip has at least, so that sums need not wait for each other
-  static constexpr int AT_ONCE = 0;   // vectors whose sums are taken while those before them are written, by a unit of its own; 0: there is none
+  static constexpr int AHEAD = 0;     // vectors whose sums are taken before those in front of them are written, where a unit of its own does it
 
   static Cell pack(const float* channels) { return channels[0]; }
   static Cells cells(const Cell* from) { return load(from); }
@@ -111,7 +111,7 @@ struct BFloat16 {
   typedef int16_t Halves __attribute__((vector_size(64)));
   static constexpr int CHANNELS = 2;
   static constexpr int TOGETHER = 2;
-  static constexpr int AT_ONCE = 0;
+  static constexpr int AHEAD = 0;
 
   static uint32_t rounded(float x) {  // to the nearest, ties to even
     uint32_t bits;
