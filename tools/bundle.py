@@ -68,7 +68,7 @@ FACTS = {
         "data": f"{BUSI}; and BUS-BRA, Gomez-Flores et al., Medical Physics 51 (2024) 3110: four scanners, one institute",
         "limits": [
             "All of BUSI and of BUS-BRA was trained on, so this model has no held-out score on them; do not evaluate it there.",
-            "What to expect on other scanners is told by the score above, on all of BUSI, of weights that learnt in the same way from BUS-BRA alone.",
+            "What to expect on other scanners is told by the score above: weights that learnt alike from BUS-BRA alone, on all of BUSI.",
             NORMALS,
             ONE_SEED,
         ],

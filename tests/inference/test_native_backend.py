@@ -29,7 +29,7 @@ if not library.available():
     pytest.skip("there is no C++ compiler", allow_module_level=True)
 from cmunext.inference.backends import native
 
-SIZES = ((64, 64), (48, 80), (160, 32), (16, 48))  # halved four times: some less than a vector, some no multiple of one, one a single row
+SIZES = ((64, 64), (48, 80), (160, 32), (16, 48))  # the last maps: less than a vector, no multiple of one, or one row
 OTHER_PROCESSORS = ["haswell", "x86-64"]  # vectors of 8 and of 4 numbers
 BY_TILES = """
 import sys
