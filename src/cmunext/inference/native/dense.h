@@ -69,6 +69,6 @@ struct Dense {
   }
 
  private:
-  // Vectors whose sums are taken before they, or where they are taken ahead those before them, are written.
+  // Vectors of a piece: all, or a few where the next piece's sums are taken before one is written.
   static int piece_size(int vectors) { return T::AHEAD ? std::min(vectors, T::AHEAD) : vectors; }
 };

@@ -275,7 +275,7 @@ class Upsampling : public Step<T> {
       const int last = std::min(end, y + products.rows), needed = std::min(small.height, last + 1), count = needed - ready;
       for (int column = 0; column < COLUMNS && count; column++)
         multiply(inner[column], number, products, small, ready, count, [&](int row) { return products.inner(ready + row, column, 0); });
-      // With outer(height) where it is needed. The first row of a later part is taken for nothing, and may lie where that is written after it.
+      // With outer(height) where it is needed. A later part's first row is not; it may share a line with outer(height), which is written after it.
       for (int column = 0; column < COLUMNS && count; column++)
         multiply(outer[column], number, products, small, ready - 1, needed == small.height ? count + 1 : count,
                  [&](int row) { return products.outer(ready + row, column, 0); });
