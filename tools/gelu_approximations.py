@@ -53,7 +53,8 @@ def gelu(x: np.ndarray, top: float, tail: Callable[[np.ndarray], np.ndarray]) ->
 def by_polynomial(u: np.ndarray) -> np.ndarray:
     t = (u - np.float32(TOP / 2)).astype(np.float64)
     squared = (t * t).astype(np.float32)
-    return (horner(terms()[1::2], squared) * t + horner(terms()[::2], squared)).astype(np.float32)
+    coefficients = terms()
+    return (horner(coefficients[1::2], squared) * t + horner(coefficients[::2], squared)).astype(np.float32)
 
 
 def by_lines(u: np.ndarray) -> np.ndarray:

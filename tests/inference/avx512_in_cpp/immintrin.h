@@ -37,12 +37,6 @@ static inline __m512 _mm512_range_ps(__m512 a, __m512 b, int control) {
   return a;
 }
 
-static inline __m512 _mm512_loadu_ps(const void* from) {
-  __m512 x;
-  memcpy(&x, from, 64);
-  return x;
-}
-
 static inline __m512 _mm512_permutex2var_ps(__m512 low, __m512i index, __m512 high) {
   __m512 result;
   for (int i = 0; i < 16; i++) result[i] = index[i] & 16 ? high[index[i] & 15] : low[index[i] & 15];

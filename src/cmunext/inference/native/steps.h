@@ -298,7 +298,7 @@ class Upsampling : public Step<T> {
     std::vector<const Cell*> from(vectors);
     std::vector<float*> to(vectors);
     for (int j = 0; j < vectors; j++) {
-      from[j] = map.line(first + j / products.across, 0) + j % products.across * LANES;
+      from[j] = map.vector_at(first, j);
       to[j] = line_of_row(j / products.across) + j % products.across * LANES;
     }
     weights.multiply_block(number, from.data(), vectors, map.pitch, to.data(), products.pitch);

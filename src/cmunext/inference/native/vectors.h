@@ -138,7 +138,7 @@ struct BFloat16 {
     const Vector u = magnitude(x, (LINES - 1) / 8.f);
     const __m512i line = (__m512i)(u * all(8) + all(1 << 23));  // the number of the nearest in its low bits
     auto of_line = [&](const float* entries) {
-      return (Vector)_mm512_permutex2var_ps(_mm512_loadu_ps(entries), line, _mm512_loadu_ps(entries + LANES));
+      return (Vector)_mm512_permutex2var_ps((__m512)load(entries), line, (__m512)load(entries + LANES));
     };
     return larger(x, all(0)) - u * (of_line(CONSTANT) + of_line(SLOPE) * u);
   }
