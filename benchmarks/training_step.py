@@ -61,6 +61,7 @@ def ours(name: str, threads: int, device: str) -> Callable[[], Any]:
     from cmunext.training import host
     from cmunext.training import step as steps
     from cmunext.training.batches import Normalise, Share
+    from cmunext.training.kernels.library import load as load_kernels
     from cmunext.training.recipe import DEFAULT
 
     torch.set_num_threads(threads)
@@ -89,7 +90,7 @@ def ours(name: str, threads: int, device: str) -> Callable[[], Any]:
         host.keep_freed_memory()
         host.speed_up_narrow_norms(network)
         wrapped, stepping = fabric.setup_module(network), fabric.setup_optimizers(optimizer)
-        step = steps.EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise)
+        step = steps.EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise, load_kernels(print))
     whole = Share(np.arange(BATCH), BATCH, 1.0)
     return lambda: step(images, (masks,), whole, DEFAULT.learning_rate)
 

@@ -1,4 +1,5 @@
-"""The numbers by which src/cmunext/inference/native/vectors.h computes GELU, and how far each way is from the function.
+"""The numbers by which src/cmunext/inference/native/vectors.h computes GELU, and src/cmunext/training/kernels/numbers.h GELU and its derivative,
+and how far each way is from the function.
 
     python tools/gelu_approximations.py
 
@@ -6,23 +7,38 @@ GELU(x) = max(x, 0) - u q(u) with u = |x| and q(u) = 1 - Phi(u), the normal dist
 float32 q is a polynomial, interpolated between 0 and `top` at Chebyshev's points, in powers of u - top / 2. In bfloat16 it is a line around each
 multiple of `STEP`, right at Chebyshev's points but for a constant, and right in the mean. Errors are those of float32 arithmetic with fused
 multiply-adds, where the even and the odd terms of the polynomial are summed apart.
+
+The derivative is e(u) = q(u) - u phi(u) for negative x, and 1 - e(u) else; in training both q and e are polynomials, in bfloat16 shorter ones.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial, chebyshev
 from scipy.special import ndtr
 
+Function = Callable[[np.ndarray], np.ndarray]
+
 TOP, DEGREE = 5.5, 15  # of the polynomial
 LINES, STEP = 32, 1 / 8
+IN_TRAINING = {"float": (5.5, 15, 19), "BFloat16": (4.0, 9, 9)}  # top, degrees of q and of e
 
 
-def terms() -> np.ndarray:
+def tail(u: np.ndarray) -> np.ndarray:
+    return ndtr(-u)
+
+
+def of_slope(u: np.ndarray) -> np.ndarray:
+    return ndtr(-u) - u * np.exp(-u * u / 2) / np.sqrt(2 * np.pi)
+
+
+def terms(function: Function = tail, top: float = TOP, degree: int = DEGREE) -> np.ndarray:
     """Coefficients of the polynomial, the constant first."""
-    middle = TOP / 2
-    fitted = chebyshev.chebinterpolate(lambda t: ndtr(-middle * (t + 1)), DEGREE)
-    return (chebyshev.cheb2poly(fitted) / middle ** np.arange(DEGREE + 1)).astype(np.float32)
+    middle = top / 2
+    fitted: Any = chebyshev.chebinterpolate(lambda t: function(middle * (t + 1)), degree)  # type: ignore[type-var]
+    return (chebyshev.cheb2poly(fitted) / middle ** np.arange(degree + 1)).astype(np.float32)
 
 
 def lines() -> np.ndarray:
@@ -30,9 +46,9 @@ def lines() -> np.ndarray:
     found = []
     for nearest in range(LINES):
         start, end = max(0, nearest - 0.5) * STEP, min(LINES - 1, nearest + 0.5) * STEP
-        line = Chebyshev.interpolate(lambda u: ndtr(-u), 1, [start, end]).convert(kind=Polynomial)
+        line = Chebyshev.interpolate(tail, 1, [start, end]).convert(kind=Polynomial)
         u = np.linspace(start, end, 201)
-        found.append(line.coef + np.array([np.mean(ndtr(-u) - line(u)), 0]))
+        found.append(line.coef + np.array([np.mean(tail(u) - line(u)), 0]))
     return np.array(found, np.float32).T
 
 
@@ -44,16 +60,21 @@ def horner(coefficients: np.ndarray, x: np.ndarray) -> np.ndarray:
     return y
 
 
-def gelu(x: np.ndarray, top: float, tail: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def gelu(x: np.ndarray, top: float, tail: Function) -> np.ndarray:
     """What the engine computes, for float32 `x`."""
     u = np.minimum(abs(x), np.float32(top))
     return (np.maximum(x, 0) - u.astype(np.float64) * tail(u)).astype(np.float32)
 
 
-def by_polynomial(u: np.ndarray) -> np.ndarray:
-    t = (u - np.float32(TOP / 2)).astype(np.float64)
+def slope(x: np.ndarray, top: float, degree: int) -> np.ndarray:
+    """What the kernels compute of the derivative, for float32 `x`."""
+    e = polynomial(terms(of_slope, top, degree), top, np.minimum(abs(x), np.float32(top)))
+    return np.where(x > 0, 1 - e, e)
+
+
+def polynomial(coefficients: np.ndarray, top: float, u: np.ndarray) -> np.ndarray:
+    t = (u - np.float32(top / 2)).astype(np.float64)
     squared = (t * t).astype(np.float32)
-    coefficients = terms()
     return (horner(coefficients[1::2], squared) * t + horner(coefficients[::2], squared)).astype(np.float32)
 
 
@@ -62,22 +83,43 @@ def by_lines(u: np.ndarray) -> np.ndarray:
     return (slope * u.astype(np.float64) + constant).astype(np.float32)
 
 
-def main() -> None:
+def report(name: str, wrong: Function, numbers: list[np.ndarray]) -> None:
+    """Print the error of an approximation, `wrong` of float32 numbers, and what it is computed by."""
     every = np.linspace(-8, 8, 400_001, dtype=np.float32)
     normal = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
-    for name, top, tail, numbers in (
-        ("Float32", TOP, by_polynomial, [terms()]),
-        ("BFloat16", (LINES - 1) * STEP, by_lines, lines()),
-    ):
+    print(
+        f"{name}: largest error {abs(wrong(every)).max():.1e}, root mean square for normal x {np.sqrt(np.mean(wrong(normal) ** 2)):.1e}"
+    )
+    for row in numbers:
+        print("  " + ", ".join(f"{number:.9g}f" for number in row))
 
-        def error(x: np.ndarray, top: float = top, tail: Callable[[np.ndarray], np.ndarray] = tail) -> np.ndarray:
-            return gelu(x, top, tail) - x * ndtr(x.astype(np.float64))
 
-        print(
-            f"{name}: largest error {abs(error(every)).max():.1e}, root mean square for normal x {np.sqrt(np.mean(error(normal) ** 2)):.1e}"
-        )
-        for row in numbers:
-            print("  " + ", ".join(f"{number:.9g}f" for number in row))
+def exact(x: np.ndarray) -> np.ndarray:
+    return x * ndtr(x.astype(np.float64))
+
+
+def exact_slope(x: np.ndarray) -> np.ndarray:
+    u = abs(x.astype(np.float64))
+    return np.where(x > 0, 1 - of_slope(u), of_slope(u))
+
+
+def main() -> None:
+    print("src/cmunext/inference/native/vectors.h")
+    report("Float32", lambda x: gelu(x, TOP, lambda u: polynomial(terms(), TOP, u)) - exact(x), [terms()])
+    report("BFloat16", lambda x: gelu(x, (LINES - 1) * STEP, by_lines) - exact(x), list(lines()))
+    print("src/cmunext/training/kernels/numbers.h")
+    for name, (top, degree, slope_degree) in IN_TRAINING.items():
+        q = terms(tail, top, degree)
+        report(f"Terms<{name}>", partial(_wrong_gelu, q, top), [q])
+        report("its derivative", partial(_wrong_slope, top, slope_degree), [terms(of_slope, top, slope_degree)])
+
+
+def _wrong_gelu(q: np.ndarray, top: float, x: np.ndarray) -> np.ndarray:
+    return gelu(x, top, lambda u: polynomial(q, top, u)) - exact(x)
+
+
+def _wrong_slope(top: float, degree: int, x: np.ndarray) -> np.ndarray:
+    return slope(x, top, degree) - exact_slope(x)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from tests.tiny_network import describe, write_network
 
+from cmunext import compiled
 from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.backends import choice, open_weights
@@ -138,7 +139,7 @@ def test_the_matrix_unit(odd: Path, empty_cache: Path, tmp_path: Path) -> None:
         pytest.skip("this CPU does not compute in bfloat16")
     unit, found = tmp_path / "unit.so", tmp_path / "found.npz"
     source = Path(__file__).with_name("matrix_unit.c")
-    subprocess.run([*(library.compiler() or []), "-x", "c", "-O2", "-shared", "-fPIC", source, "-o", unit, "-ldl"], check=True)
+    subprocess.run([*(compiled.compiler() or []), "-x", "c", "-O2", "-shared", "-fPIC", source, "-o", unit, "-ldl"], check=True)
     sizes = {f"{height}x{width}": inputs(odd, (height, width)) for height, width in SIZES}
     np.savez(tmp_path / "inputs.npz", **sizes)
     environment = {**os.environ, "LD_PRELOAD": str(unit), "CMUNEXT_CACHE": str(tmp_path / "tiles")}
@@ -187,7 +188,9 @@ def test_a_library_that_computes_wrongly_is_not_kept(
     for source in library.SOURCES:
         (wrong / source.name).write_text(source.read_text().replace("1 / 16.f", "1 / 15.f"))
     monkeypatch.setattr(library, "SOURCES", tuple(wrong / source.name for source in library.SOURCES))
-    with pytest.raises(InputError, match=r"builds no native backend that works here \(error: in float32 the logits differ by"):
+    with pytest.raises(
+        InputError, match=r"cannot build the native backend for this machine \(error: in float32 the logits differ by"
+    ):
         open_weights(odd, "native")
     assert list(empty_cache.iterdir()) == []
 
@@ -196,7 +199,7 @@ def test_a_library_that_crashes_is_built_without_the_matrix_unit(
     odd: Path, empty_cache: Path, tmp_path: Path, monkeypatch
 ) -> None:
     crashing = tmp_path / "g++"
-    (real,) = library.compiler() or [""]
+    (real,) = compiled.compiler() or [""]
     crashing.write_text(f'#!/bin/sh\ncase "$*" in *-mno-amx-tile*) exec {real} "$@" ;; *) exec {real} "$@" -DCRASH ;; esac\n')
     crashing.chmod(0o755)
     monkeypatch.setenv("CXX", str(crashing))
@@ -333,7 +336,7 @@ def test_files_that_are_not_what_they_say(odd: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_compiler(odd: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "compiler", lambda: None)
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
     assert not library.available()
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler; install g\+\+"):
         open_weights(odd, "native")
@@ -347,7 +350,7 @@ def test_a_compiler_that_fails_leaves_nothing(
     failing.write_text("#!/bin/sh\necho 'In file included' >&2; echo 'vectors.h:1: error: no such thing' >&2; exit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CXX", str(failing))
-    with pytest.raises(InputError, match=r"builds no native backend that works here .*error: no such thing"):
+    with pytest.raises(InputError, match=r"cannot build the native backend for this machine .*error: no such thing"):
         open_weights(odd, "native")
     assert list(empty_cache.iterdir()) == []
 
@@ -358,7 +361,7 @@ def test_a_damaged_library_is_built_again_and_that_is_said(
     library.library_path().parent.mkdir(parents=True)
     library.library_path().write_text("no library")
     with monkeypatch.context() as patched:
-        patched.setattr(library, "compiler", lambda: None)
+        patched.setattr(compiled, "compiler", lambda: None)
         with pytest.raises(UsageError, match="needs a C"):
             open_weights(odd, "native")
     check_equal(odd, (64, 64))
@@ -378,11 +381,11 @@ def test_the_compiler_of_one_s_choice(odd: Path, empty_cache: Path, monkeypatch:
         with pytest.raises(UsageError, match=f"CXX is {re.escape(repr(missing))}, which is not found"):
             open_weights(odd, "native")
     monkeypatch.delenv("CXX")
-    (real,) = library.compiler() or [""]
+    (real,) = compiled.compiler() or [""]
     monkeypatch.setenv("CXX", " ")
-    assert library.compiler() == [real]
+    assert compiled.compiler() == [real]
     monkeypatch.setenv("CXX", f"env {real}")
-    assert library.compiler() is not None
+    assert compiled.compiler() is not None
     check_equal(odd, (64, 64))
 
 

@@ -21,7 +21,7 @@ def test_norms_and_gelus_compute_the_same() -> None:
     outputs = []
     for network in (plain, fast):
         network.to(memory_format=torch.channels_last).train()
-        with host.FastGelu() if network is fast else nullcontext():
+        with host.FastLayers(None) if network is fast else nullcontext():
             output = network(images)
         output.square().sum().backward()
         outputs.append(output)
@@ -38,7 +38,7 @@ def test_a_gelu_in_bfloat16_is_as_exact_as_pytorchs_and_another_way() -> None:
     x = (4 * torch.randn(4, 16, 20, 24, generator=torch.Generator().manual_seed(0))).to(memory_format=torch.channels_last)
     exact = gelu(x.bfloat16().double())
     plain = gelu(x.bfloat16())
-    with host.FastGelu():
+    with host.FastLayers(None):
         fast, module, tanh = gelu(x.bfloat16()), nn.GELU()(x.bfloat16()), gelu(x, approximate="tanh")
     errors = [float((some.double() - exact).abs().max()) for some in (fast, plain)]
     assert errors[0] <= 1.01 * errors[1]

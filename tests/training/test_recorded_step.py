@@ -178,4 +178,4 @@ def test_a_run_goes_on_in_the_layout_that_it_was_begun_in(recorded, dataset: Pat
     monkeypatch.setattr(step, "fastest_layout", lambda *_: pytest.fail("measured again"))
     run(dataset, tmp_path / "run", resume=True)
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["steps"]
-    assert state == {"resident": True, "layout": "torch.contiguous_format"}
+    assert state == {"resident": True, "layout": "torch.contiguous_format", "kernels": 0}

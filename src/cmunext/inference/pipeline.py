@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from cmunext.errors import InputError
-from cmunext.inference.processor import cores
+from cmunext.processor import cores
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")

@@ -2,8 +2,33 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cmunext.errors import InputError, UsageError
+
+# Three groups of layers that a `TorchFunctionMode` may compute its own way, as one, like any function of PyTorch; training on a CPU does.
+
+
+def relu_of_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """relu(norm(x)): N x C x H x W -> the same shape."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(relu_of_norm, (x,), x, norm)
+    return torch.relu(norm(x))
+
+
+def norm_of_gelu(x: Tensor, norm: nn.Module) -> Tensor:
+    """norm(gelu(x)): N x C x H x W -> the same shape."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(norm_of_gelu, (x,), x, norm)
+    return norm(gelu(x))
+
+
+def bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.Module, project: nn.Conv2d) -> Tensor:
+    """project(norm(gelu(expand(x)))), an inverted bottleneck up to its last activation: N x C x H x W -> N x C' x H x W."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(bottleneck, (x,), x, expand, norm, project)
+    return project(norm_of_gelu(expand(x), norm))
 
 
 class ConvNormReLU(nn.Module):
@@ -15,7 +40,7 @@ class ConvNormReLU(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.conv(x)))
+        return relu_of_norm(self.conv(x), self.norm)
 
 
 class DoubleConv(nn.Sequential):

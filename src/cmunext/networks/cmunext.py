@@ -19,9 +19,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, max_pool2d
+from torch.nn.functional import max_pool2d
 
-from cmunext.networks.blocks import ConvNormReLU, DoubleConv, UpConv, require_divisible
+from cmunext.networks.blocks import ConvNormReLU, DoubleConv, UpConv, bottleneck, norm_of_gelu, require_divisible
 
 
 class CMUNeXtBlock(nn.Module):
@@ -40,9 +40,8 @@ class CMUNeXtBlock(nn.Module):
         self.project_norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.depthwise_norm(gelu(self.depthwise(x)))
-        hidden = self.expand_norm(gelu(self.expand(x)))
-        return self.project_norm(gelu(self.project(hidden)))
+        x = x + norm_of_gelu(self.depthwise(x), self.depthwise_norm)
+        return norm_of_gelu(bottleneck(x, self.expand, self.expand_norm, self.project), self.project_norm)
 
 
 class Stage(nn.Module):
@@ -73,9 +72,8 @@ class SkipFusion(nn.Module):
         self.project_norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.grouped_norm(gelu(self.grouped(x)))
-        x = self.expand_norm(gelu(self.expand(x)))
-        return self.project_norm(gelu(self.project(x)))
+        x = norm_of_gelu(self.grouped(x), self.grouped_norm)
+        return norm_of_gelu(bottleneck(x, self.expand, self.expand_norm, self.project), self.project_norm)
 
 
 class CMUNeXt(nn.Module):

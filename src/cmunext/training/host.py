@@ -4,7 +4,8 @@ Measured on two cores of a Xeon with AMX (CMUNeXt-S, batch 8, 256 x 256, bfloat1
 it anew): the C library gives every large activation back to the system and faults it in again at the next step, which takes more than
 half of an eager step; and PyTorch's BatchNorm gradient for channels_last tensors of 8 channels is 20 to 50 times slower than for
 contiguous ones. And its GELU of channels_last tensors goes past oneDNN, which on one core of an EPYC takes three times as long
-forward and a third longer backward. All are mended here from the outside; nothing but the last bits of the results changes.
+forward and a third longer backward. All are mended here from the outside; nothing but the last bits of the results changes. Where our own
+kernels can be had (`kernels`), they take most norms and GELUs, and the narrow bottlenecks, in fewer passes over memory.
 """
 
 import ctypes
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.overrides import TorchFunctionMode
+
+from cmunext.networks import blocks
+from cmunext.training.kernels.functions import TrainedBottleneck, TrainedNorm, takes_bottleneck, takes_norm
 
 FEW_CHANNELS = 8  # up to here the contiguous BatchNorm pays for the two copies
 
@@ -43,14 +47,38 @@ def speed_up_narrow_norms(network: nn.Module) -> None:
             module.register_forward_hook(_leave)
 
 
-class FastGelu(TorchFunctionMode):
-    """While it is entered, GELU shows a channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory."""
+class FastLayers(TorchFunctionMode):
+    """While it is entered, the groups of layers of `networks.blocks` are computed by the kernels where these can, and GELU shows a
+    channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory.
+
+    library : of the kernels, see `kernels.library`; None leaves all to PyTorch.
+    """
+
+    def __init__(self, library: ctypes.CDLL | None):
+        super().__init__()
+        self.library = library
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in (blocks.relu_of_norm, blocks.norm_of_gelu, blocks.bottleneck):
+            with self:
+                return self._layers(function, *args)
         if function is gelu and kwargs.get("approximate", "none") == "none" and _lies_channels_last(args[0]):
             return gelu(args[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return function(*args, **kwargs)
+
+    def _layers(self, function: Any, x: Tensor, *modules: Any) -> Tensor:
+        if function is blocks.bottleneck:
+            expand, norm, project = modules
+            if self.library and takes_bottleneck(x, expand, norm, project):
+                parameters = (expand.weight, expand.bias, norm.weight, norm.bias, project.weight, project.bias)
+                return TrainedBottleneck.apply(x, *parameters, norm, self.library)
+            return project(blocks.norm_of_gelu(expand(x), norm))
+        (norm,) = modules
+        relu = function is blocks.relu_of_norm
+        if self.library and takes_norm(self.library, x, norm):
+            return TrainedNorm.apply(x, norm.weight, norm.bias, norm, relu, self.library)
+        return torch.relu(norm(x)) if relu else norm(gelu(x))
 
 
 def _lies_channels_last(x: Tensor) -> bool:

@@ -4,6 +4,7 @@ State lives in the checkpoint and randomness is a function of (seed, epoch, case
 `last.ckpt` takes the same steps as one that never stopped.
 """
 
+import ctypes
 import math
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from cmunext.training import step as steps
 from cmunext.training.batches import HostBatches, Normalise, epoch_batches, share
 from cmunext.training.checkpoint import Progress
 from cmunext.training.device_batches import DeviceBatches
+from cmunext.training.kernels import VERSION as KERNELS
+from cmunext.training.kernels.library import load as load_kernels
 from cmunext.training.recipe import Recipe
 from cmunext.training.schedule import learning_rate
 from cmunext.training.step import EagerStep, Loss, RecordedStep, average_of, lay_out, load_optimizer, optimizer_of
@@ -98,9 +101,13 @@ def fit(
     loss_of = losses.DistillationLoss(recipe.distill_weight) if teacher else _loss_of(recipe, train)
     begun: dict[str, Any] = states.get("steps", {})  # how the run took its steps until now
     layout = next((one for one in steps.LAYOUTS if str(one) == begun.get("layout")), None)
-    step = _step(fabric, network, optimizer, average, recipe, loss_of, train, teacher, resident, layout, hooks.say)
-    taken = {"resident": resident, "layout": str(step.layout) if isinstance(step, RecordedStep) else ""}
-    if begun and begun != taken and device.type == "cuda":
+    kernels = None
+    if device.type == "cpu" and not resident and begun.get("kernels", not states):  # a run goes on as it began
+        kernels = load_kernels(hooks.say)
+    step = _step(fabric, network, optimizer, average, recipe, loss_of, train, teacher, resident, layout, kernels, hooks.say)
+    layout_name = str(step.layout) if isinstance(step, RecordedStep) else ""
+    taken = {"resident": resident, "layout": layout_name, "kernels": KERNELS if kernels else 0}
+    if begun and {"kernels": 0} | begun != taken:
         hooks.say(f"warning: the run took its steps by {begun} and now does by {taken}: not to the same bits")
     measured = average.module if average is not None else network
     batches_per_epoch = math.ceil(len(train) / recipe.batch_size)
@@ -183,6 +190,7 @@ def _step(
     teacher: Callable[[Tensor], Tensor] | None,
     resident: bool,
     layout: torch.memory_format | None,
+    kernels: ctypes.CDLL | None,
     say: Callable[[str], None],
 ) -> EagerStep | RecordedStep:
     """The step for this device, with the network laid out for it; recorded where the data lie on the device, in the given layout or else
@@ -218,7 +226,7 @@ def _step(
     if fabric.device.type == "cpu":
         host.speed_up_narrow_norms(network)
     wrapped, stepping = fabric.setup_module(network), fabric.setup_optimizers(optimizer)
-    return EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise)
+    return EagerStep(fabric, wrapped, stepping, network, average, loss_of, normalise, kernels)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 the whole step is recorded once as a CUDA graph and replayed, so that no time goes into launching its hundreds of small kernels.
 """
 
+import ctypes
 import math
 import time
 from collections.abc import Callable
@@ -77,6 +78,7 @@ class EagerStep:
     Parameters
     ----------
     network : set up by Fabric. optimizer : likewise. average, bare : the average of weights and the network that it is of.
+    kernels : for a CPU, see `kernels.library`; None for PyTorch's own layers.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class EagerStep:
         average: AveragedModel | None,
         loss_of: Loss,
         normalise: Normalise,
+        kernels: ctypes.CDLL | None = None,
     ):
         self.fabric, self.network, self.optimizer, self.bare, self.average = fabric, network, optimizer, bare, average
-        self.loss_of, self.normalise = loss_of, normalise
+        self.loss_of, self.normalise, self.kernels = loss_of, normalise, kernels
 
     def __call__(self, images: Tensor, targets: tuple[Tensor, ...], part: Share, rate: float) -> float:
         """The mean loss over the whole batch.
@@ -101,7 +104,7 @@ class EagerStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with host.FastGelu() if self.fabric.device.type == "cpu" else nullcontext():
+        with host.FastLayers(self.kernels) if self.fabric.device.type == "cpu" else nullcontext():
             logits = self.network(self.normalise(images))
         if part.count:
             loss = self.loss_of(logits[: part.count], *(target[: part.count].float() for target in targets)) * part.weight

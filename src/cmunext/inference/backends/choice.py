@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import backend_module
 from cmunext.inference.native import library
-from cmunext.inference.processor import cores, processor
 from cmunext.metrics import count, scores
+from cmunext.processor import cores, processor
 from cmunext.storage import cache_folder, write_json
 
 # Smallest mean IoU between the masks in bfloat16 and in float32 with which `auto` takes bfloat16. What is meant is 0.995 on patients, but

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends.signature import PRECISION, Port, check_signature, no_model
 from cmunext.inference.native.library import load_library
-from cmunext.inference.processor import cores
 from cmunext.metadata import Metadata
+from cmunext.processor import cores
 
 try:
     import onnx

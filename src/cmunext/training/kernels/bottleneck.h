@@ -1,0 +1,201 @@
+// The middle of an inverted bottleneck in training: 1 x 1 convolution to more channels, GELU, BatchNorm, 1 x 1 convolution.
+//
+// Maps are pixels x channels. Those of the many channels between the two convolutions never go to memory: each pass computes a piece of them
+// again, in the nearest cache.
+#pragma once
+
+#include <type_traits>
+
+#include "norms.h"
+#include "products.h"
+
+struct Bottleneck {
+  int in, hidden, out;                          // channels
+  const float *expand, *expand_bias;            // hidden x in
+  const float *project, *project_bias;          // out x hidden
+  Norm norm;
+};
+
+// Gradients of the above.
+struct BottleneckGradients {
+  float *expand, *expand_bias, *project, *project_bias, *weight, *bias;
+};
+
+// Some pixels of a map as float32: where they lie, or a copy.
+template <class Data>
+struct Floats {
+  std::vector<float> copy;
+  const float* numbers;
+
+  template <int L>
+  static Floats of(const Data* from, int count) {
+    Floats floats;
+    if constexpr (std::is_same_v<Data, float>) {
+      floats.numbers = from;
+    } else {
+      floats.copy.resize(count);
+      for (int at = 0; at < count; at += L) store<L>(&floats.copy[at], load<L>(from + at));
+      floats.numbers = floats.copy.data();
+    }
+    return floats;
+  }
+};
+
+// L divides all channels.
+template <class Data, int L>
+class BottleneckPass {
+  typedef Vector<L> V;
+
+  const Bottleneck& of;
+  const long pixels;
+  const int threads, in, hidden, out;
+  const int slices;
+  const long piece;
+  const Panels<L> expand;
+  const std::vector<float> zeros;
+
+ public:
+  BottleneckPass(const Bottleneck& of, long pixels, int threads)
+      : of(of), pixels(pixels), threads(threads), in(of.in), hidden(of.hidden), out(of.out),
+        slices(long(in + out) * hidden <= 1 << 14 ? 64 : 16), piece(std::min(192, std::max(24, 6144 / hidden / 24 * 24))),
+        expand(in, hidden, [&](int k, int n) { return of.expand[long(n) * of.in + k]; }), zeros(std::max({in, out, hidden})) {}
+
+  void forward(const Data* x, Data* to) const {
+    std::vector<float> shift(hidden);
+    expanded(floats(x, in), 1, shift.data());
+    for (int n = 0; n < hidden; n += L) store<L>(&shift[n], gelu<Data, L>(load<L>(&shift[n])));
+
+    Sums sums(slices, 2 * hidden);
+    each_slice(slices, pixels, piece, threads, [&](int slice) {
+      return [&, slice, z = std::vector<float>(piece * hidden)](long first, int count) mutable {
+        expanded(floats(x + first * in, count * in), count, z.data());
+        for (int n = 0; n < hidden; n += L) {
+          V one{}, two{};
+          const V s = load<L>(&shift[n]);
+          for (int p = 0; p < count; p++) {
+            const V y = gelu<Data, L>(load<L>(&z[p * hidden + n])) - s;
+            one += y, two += y * y;
+          }
+          sums.template add<L>(slice, n, one), sums.template add<L>(slice, hidden + n, two);
+        }
+      };
+    });
+    for (int n = 0; n < hidden; n++) of.norm.take(n, shift[n], sums.total(n) / pixels, sums.total(hidden + n) / pixels, pixels);
+
+    const Panels<L> project(hidden, out, [&](int n, int c) { return of.project[long(c) * hidden + n] * of.norm.weight[n] * of.norm.scale[n]; });
+    std::vector<float> bias(out);
+    for (int c = 0; c < out; c++) {
+      double sum = of.project_bias[c];
+      for (int n = 0; n < hidden; n++) sum += double(of.project[long(c) * hidden + n]) * of.norm.bias[n];
+      bias[c] = float(sum);
+    }
+    each_slice(slices, pixels, piece, threads, [&](int) {
+      return [&, z = std::vector<float>(piece * hidden)](long first, int count) mutable {
+        expanded(floats(x + first * in, count * in), count, z.data());
+        centred(z.data(), count);
+        written(to + first * out, count * out, [&](float* to) {
+          multiply<L>(count, out, {z.data(), hidden, 1}, project, hidden, {bias.data(), 0}, to, out);
+        });
+      };
+    });
+  }
+
+  // From the gradient `given` of the output to all others.
+  void backward(const Data* x, const Data* given, Data* of_x, const BottleneckGradients& gradients) const {
+    // What the output's gradient and the centred activations have in common, out x hidden: all other sums of the norm follow from it.
+    Sums of_out(slices, out);
+    const std::vector<double> common = added(out * hidden, [&](int slice, float* products) {
+      return [&, slice, products, y = std::vector<float>(piece * hidden)](long first, int count) mutable {
+        const Floats<Data> from = floats(x + first * in, count * in), gradient = floats(given + first * out, count * out);
+        expanded(from, count, y.data());
+        centred(y.data(), count);
+        multiply<L>(out, hidden, {gradient.numbers, 1, out}, {y.data(), hidden}, count, {products, hidden}, products, hidden);
+        for (int c = 0; c < out; c += L) {
+          V sum{};
+          for (int p = 0; p < count; p++) sum += load<L>(gradient.numbers + p * out + c);
+          of_out.template add<L>(slice, c, sum);
+        }
+      };
+    });
+    std::vector<double> sums(out);
+    for (int c = 0; c < out; c++) sums[c] = of_out.total(c), gradients.project_bias[c] = float(sums[c]);
+    std::vector<float> scale(hidden), slope(hidden), constant(hidden);
+    for (int n = 0; n < hidden; n++) {
+      const double weight = of.norm.weight[n], s = of.norm.scale[n];
+      double sum = 0, with_y = 0;
+      for (int c = 0; c < out; c++) {
+        const long at = long(c) * hidden + n;
+        sum += of.project[at] * sums[c], with_y += of.project[at] * common[at];
+        gradients.project[at] = float(weight * s * common[at] + of.norm.bias[n] * sums[c]);
+      }
+      gradients.bias[n] = float(sum), gradients.weight[n] = float(s * with_y);
+      scale[n] = float(weight * s), slope[n] = float(-weight * s * s * s * with_y / pixels);
+      constant[n] = float(-weight * s * sum / pixels - double(slope[n]) * of.norm.mean[n]);
+    }
+
+    const Panels<L> back(out, hidden, [&](int c, int n) { return of.project[long(c) * hidden + n] * scale[n]; });
+    const Panels<L> back_again(hidden, in, [&](int n, int k) { return of.expand[long(n) * in + k]; });
+    Sums of_hidden(slices, hidden);
+    const std::vector<double> of_expand = added(hidden * in, [&](int slice, float* products) {
+      return [&, slice, products, z = std::vector<float>(piece * hidden), g = std::vector<float>(piece * hidden)](long first, int count) mutable {
+        const Floats<Data> from = floats(x + first * in, count * in), gradient = floats(given + first * out, count * out);
+        expanded(from, count, z.data());
+        multiply<L>(count, hidden, {gradient.numbers, out, 1}, back, out, {constant.data(), 0}, g.data(), hidden);
+        for (int n = 0; n < hidden; n += L) {
+          const V s = load<L>(&slope[n]);
+          V sum{};
+          for (int p = 0; p < count; p++) {
+            const V here = load<L>(&z[p * hidden + n]);
+            const V of_z = (load<L>(&g[p * hidden + n]) + gelu<Data, L>(here) * s) * gelu_slope<Data, L>(here);
+            store<L>(&g[p * hidden + n], of_z), sum += of_z;
+          }
+          of_hidden.template add<L>(slice, n, sum);
+        }
+        written(of_x + first * in, count * in, [&](float* to) {
+          multiply<L>(count, in, {g.data(), hidden, 1}, back_again, hidden, {zeros.data(), 0}, to, in);
+        });
+        multiply<L>(hidden, in, {g.data(), 1, hidden}, {from.numbers, in}, count, {products, in}, products, in);
+      };
+    });
+    for (int n = 0; n < hidden; n++) gradients.expand_bias[n] = float(of_hidden.total(n));
+    for (int at = 0; at < hidden * in; at++) gradients.expand[at] = float(of_expand[at]);
+  }
+
+ private:
+  static Floats<Data> floats(const Data* from, int count) { return Floats<Data>::template of<L>(from, count); }
+
+  // What compute(float*) gives, as `count` numbers of the map's format.
+  template <class Compute>
+  static void written(Data* to, int count, const Compute& compute) {
+    if constexpr (std::is_same_v<Data, float>) {
+      compute(to);
+    } else {
+      std::vector<float> numbers(count);
+      compute(numbers.data());
+      for (int at = 0; at < count; at += L) store<L>(to + at, load<L>(&numbers[at]));
+    }
+  }
+
+  // The first convolution of some pixels, count x hidden.
+  void expanded(const Floats<Data>& x, int count, float* to) const {
+    multiply<L>(count, hidden, {x.numbers, in, 1}, expand, in, {of.expand_bias, 0}, to, hidden);
+  }
+
+  // From there to the activation less its mean, in place.
+  void centred(float* z, int count) const {
+    for (int n = 0; n < hidden; n += L) {
+      const V mean = load<L>(of.norm.mean + n);
+      for (int p = 0; p < count; p++) store<L>(z + p * hidden + n, gelu<Data, L>(load<L>(z + p * hidden + n)) - mean);
+    }
+  }
+
+  // The sum over all slices of `width` numbers that each slice adds up for itself: begin(slice, its numbers), else as in `each_slice`.
+  template <class Begin>
+  std::vector<double> added(int width, const Begin& begin) const {
+    std::vector<float> parts(size_t(slices) * width);
+    each_slice(slices, pixels, piece, threads, [&](int slice) { return begin(slice, parts.data() + size_t(slice) * width); });
+    std::vector<double> sum(width);
+    for (size_t at = 0; at < parts.size(); at++) sum[at % width] += parts[at];
+    return sum;
+  }
+};

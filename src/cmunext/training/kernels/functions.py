@@ -1,0 +1,197 @@
+"""The kernels as functions that autograd differentiates, and when a layer can be computed by them.
+
+Feature maps are channels_last tensors N x C x H x W in float32 or bfloat16, which are pixels x channels in memory; weights and statistics are
+float32. Sums are float32 within some thousand numbers and float64 beyond, in an order that does not depend on the number of threads.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMATS = (torch.float32, torch.bfloat16)
+NARROWEST = 8  # channels that a vector of the bottleneck holds
+# Channels in the middle of a bottleneck, up to which computing them again is faster than keeping them: in float32 measured, in bfloat16, where
+# PyTorch's convolutions are faster and ours are not, reckoned from counts (docs/training-speed.md).
+WIDEST = {torch.float32: 128, torch.bfloat16: 32}
+
+
+class Norm(ctypes.Structure):
+    """`Norm` of norms.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "mean", "scale", "running_mean", "running_variance")] + [
+        (name, ctypes.c_double) for name in ("epsilon", "momentum")
+    ]
+
+
+class Bottleneck(ctypes.Structure):
+    """`Bottleneck` of bottleneck.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("inputs", "hidden", "outputs")),
+        *((name, ctypes.c_void_p) for name in ("expand", "expand_bias", "project", "project_bias")),
+        ("norm", Norm),
+    ]
+
+
+class BottleneckGradients(ctypes.Structure):
+    """`BottleneckGradients` of bottleneck.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("expand", "expand_bias", "project", "project_bias", "weight", "bias")]
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes the types of the library's functions."""
+    whole, large, address = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    library.cmunext_norm.argtypes = [whole, whole, address, large, Norm, whole, address, whole]
+    library.cmunext_norm_gradient.argtypes = [whole, whole, address, address, large, Norm, whole, *[address] * 3, whole]
+    library.cmunext_bottleneck.argtypes = [whole, address, large, Bottleneck, address, whole]
+    library.cmunext_bottleneck_gradient.argtypes = [
+        whole,
+        address,
+        address,
+        large,
+        Bottleneck,
+        address,
+        BottleneckGradients,
+        whole,
+    ]
+    for function in (
+        library.cmunext_norm,
+        library.cmunext_norm_gradient,
+        library.cmunext_bottleneck,
+        library.cmunext_bottleneck_gradient,
+    ):
+        function.restype = None
+
+
+def takes_norm(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    """Whether the kernels compute this BatchNorm of this map, which is trained."""
+    return _takes(x, norm) and x.shape[1] == norm.num_features and _pixels(x) % library.cmunext_norm_pixels(x.shape[1]) == 0
+
+
+def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project: nn.Conv2d) -> bool:
+    """Whether the kernels compute this bottleneck of this map, which is trained."""
+    convolutions = (expand, project)
+    return (
+        _takes(x, norm)
+        and x.shape[1] == expand.in_channels
+        and expand.out_channels == norm.num_features == project.in_channels <= WIDEST[x.dtype]
+        and all(
+            one.weight.shape[2:] == (1, 1) and one.bias is not None and one.bias.dtype == torch.float32 for one in convolutions
+        )
+        and all(one.stride == (1, 1) and one.padding == (0, 0) and one.groups == 1 for one in convolutions)
+        and all(one.in_channels % NARROWEST == 0 and one.out_channels % NARROWEST == 0 for one in convolutions)
+    )
+
+
+def _takes(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and torch.is_grad_enabled()
+        and norm.momentum is not None
+        and norm.running_mean is not None
+        and norm.weight is not None
+        and norm.weight.dtype == torch.float32
+        and x.dtype in FORMATS
+        and x.device.type == "cpu"
+        and x.ndim == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _pixels(x) > 1
+    )
+
+
+def _pixels(x: Tensor) -> int:
+    return x.numel() // x.shape[1]
+
+
+class TrainedNorm(torch.autograd.Function):
+    """norm(gelu(x)), or relu(norm(x)), by the statistics of the batch: N x C x H x W -> the same shape."""
+
+    @staticmethod
+    def forward(
+        context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, library: ctypes.CDLL
+    ) -> Tensor:
+        statistics = torch.empty(2, norm.num_features)
+        output = torch.empty_like(x, memory_format=torch.channels_last)
+        library.cmunext_norm(
+            *(x.dtype == torch.bfloat16, relu, x.data_ptr(), _pixels(x), _norm(norm, weight, bias, statistics)),
+            *(norm.num_features, output.data_ptr(), torch.get_num_threads()),
+        )
+        _count(norm)
+        context.save_for_backward(x, weight, bias, statistics)
+        context.norm, context.relu, context.library = norm, relu, library
+        return output
+
+    @staticmethod
+    def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, statistics = context.saved_tensors
+        given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+        context.library.cmunext_norm_gradient(
+            *(x.dtype == torch.bfloat16, context.relu, x.data_ptr(), given.data_ptr(), _pixels(x)),
+            *(_norm(context.norm, weight, bias, statistics), context.norm.num_features),
+            *(of_x.data_ptr(), of_weight.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
+        )
+        return of_x, of_weight, of_bias, None, None, None
+
+
+class TrainedBottleneck(torch.autograd.Function):
+    """project(norm(gelu(expand(x)))), by the statistics of the batch: N x C x H x W -> N x C' x H x W."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        x: Tensor,
+        expand: Tensor,
+        expand_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        project: Tensor,
+        project_bias: Tensor,
+        norm: nn.BatchNorm2d,
+        library: ctypes.CDLL,
+    ) -> Tensor:
+        statistics = torch.empty(2, norm.num_features)
+        parameters = [one.contiguous() for one in (expand, expand_bias, weight, bias, project, project_bias)]
+        output = torch.empty((len(x), len(project), *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
+        library.cmunext_bottleneck(
+            *(x.dtype == torch.bfloat16, x.data_ptr(), _pixels(x), _bottleneck(norm, parameters, statistics)),
+            *(output.data_ptr(), torch.get_num_threads()),
+        )
+        _count(norm)
+        context.save_for_backward(x, statistics, *parameters)
+        context.norm, context.library = norm, library
+        return output
+
+    @staticmethod
+    def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        x, statistics, *parameters = context.saved_tensors
+        given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        of_x, gradients = torch.empty_like(x), [torch.empty_like(one) for one in parameters]
+        expand, expand_bias, weight, bias, project, project_bias = (one.data_ptr() for one in gradients)
+        context.library.cmunext_bottleneck_gradient(
+            *(x.dtype == torch.bfloat16, x.data_ptr(), given.data_ptr(), _pixels(x)),
+            *(_bottleneck(context.norm, parameters, statistics), of_x.data_ptr()),
+            *(BottleneckGradients(expand, expand_bias, project, project_bias, weight, bias), torch.get_num_threads()),
+        )
+        return of_x, *gradients, None, None
+
+
+def _norm(norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor, statistics: Tensor) -> Norm:
+    assert norm.running_mean is not None and norm.running_var is not None
+    tensors = (weight, bias, statistics[0], statistics[1], norm.running_mean, norm.running_var)
+    return Norm(*(tensor.data_ptr() for tensor in tensors), norm.eps, norm.momentum)
+
+
+def _bottleneck(norm: nn.BatchNorm2d, parameters: list[Tensor], statistics: Tensor) -> Bottleneck:
+    expand, expand_bias, weight, bias, project, project_bias = parameters
+    addresses = (one.data_ptr() for one in (expand, expand_bias, project, project_bias))
+    return Bottleneck(expand.shape[1], len(expand), len(project), *addresses, _norm(norm, weight, bias, statistics))
+
+
+def _count(norm: nn.BatchNorm2d) -> None:
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)

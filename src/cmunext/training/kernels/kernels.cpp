@@ -1,0 +1,61 @@
+// The interface of the kernels, in plain C. Maps are pixels x channels, contiguous: `half` in bfloat16, else in float32. All else is float32.
+#include "bottleneck.h"
+
+namespace {
+
+template <class Data>
+void forward(int relu, const void* x, long pixels, const Norm& norm, int channels, void* out, int threads) {
+  if (relu) NormPass<ReluAfter, Data>(pixels, channels, threads).forward((const Data*)x, norm, (Data*)out);
+  else NormPass<GeluBefore, Data>(pixels, channels, threads).forward((const Data*)x, norm, (Data*)out);
+}
+
+template <class Data>
+void backward(int relu, const void* x, const void* given, long pixels, const Norm& norm, int channels, void* of_x, float* of_weight,
+              float* of_bias, int threads) {
+  if (relu) NormPass<ReluAfter, Data>(pixels, channels, threads).backward((const Data*)x, (const Data*)given, norm, (Data*)of_x, of_weight, of_bias);
+  else NormPass<GeluBefore, Data>(pixels, channels, threads).backward((const Data*)x, (const Data*)given, norm, (Data*)of_x, of_weight, of_bias);
+}
+
+// run(pass) with the pass for these channels and this format
+template <class Data, class Run>
+void with_pass(const Bottleneck& bottleneck, long pixels, int threads, const Run& run) {
+  if ((bottleneck.in | bottleneck.hidden | bottleneck.out) % WIDEST) run(BottleneckPass<Data, 8>(bottleneck, pixels, threads));
+  else run(BottleneckPass<Data, WIDEST>(bottleneck, pixels, threads));
+}
+
+}  // namespace
+
+extern "C" {
+
+int cmunext_kernels_version() { return 1; }
+
+// The least number of pixels of which whole rows of vectors are made; a map must be a multiple of it.
+int cmunext_norm_pixels(int channels) { return NormPass<GeluBefore, float>::width_of(channels) / channels; }
+
+void cmunext_norm(int half, int relu, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
+  if (half) forward<BFloat16>(relu, x, pixels, norm, channels, out, threads);
+  else forward<float>(relu, x, pixels, norm, channels, out, threads);
+}
+
+void cmunext_norm_gradient(int half, int relu, const void* x, const void* given, long pixels, int channels, Norm norm, void* of_x,
+                           float* of_weight, float* of_bias, int threads) {
+  if (half) backward<BFloat16>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads);
+  else backward<float>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads);
+}
+
+void cmunext_bottleneck(int half, const void* x, long pixels, Bottleneck bottleneck, void* out, int threads) {
+  if (half) with_pass<BFloat16>(bottleneck, pixels, threads, [&](const auto& pass) { pass.forward((const BFloat16*)x, (BFloat16*)out); });
+  else with_pass<float>(bottleneck, pixels, threads, [&](const auto& pass) { pass.forward((const float*)x, (float*)out); });
+}
+
+void cmunext_bottleneck_gradient(int half, const void* x, const void* given, long pixels, Bottleneck bottleneck, void* of_x,
+                                 BottleneckGradients gradients, int threads) {
+  if (half) {
+    with_pass<BFloat16>(bottleneck, pixels, threads,
+                        [&](const auto& pass) { pass.backward((const BFloat16*)x, (const BFloat16*)given, (BFloat16*)of_x, gradients); });
+  } else {
+    with_pass<float>(bottleneck, pixels, threads,
+                     [&](const auto& pass) { pass.backward((const float*)x, (const float*)given, (float*)of_x, gradients); });
+  }
+}
+}

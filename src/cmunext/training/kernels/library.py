@@ -1,0 +1,55 @@
+"""kernels.cpp as a library for this machine, see `compiled`; a training goes on without it where it cannot be had."""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from cmunext import compiled
+from cmunext.errors import InputError, UsageError
+from cmunext.training.kernels import VERSION
+from cmunext.training.kernels.functions import declare
+
+SOURCES = tuple(
+    Path(__file__).parent / name for name in ("kernels.cpp", "bottleneck.h", "norms.h", "products.h", "slices.h", "numbers.h")
+)
+FLAGS = (*compiled.FLAGS, "-fopenmp")  # the threads are PyTorch's: its library of that name is the one in use
+PROOF = "cmunext.training.kernels.proof"
+
+
+def load(say: Callable[[str], None]) -> ctypes.CDLL | None:
+    """The library, built first where it is not there; None where it cannot be had, which is told to `say`."""
+    if not sys.platform.startswith("linux"):  # elsewhere PyTorch's threads are not found this way
+        return None
+    try:
+        return _load()
+    except (UsageError, InputError) as error:
+        say(f"training goes on without its own kernels, slower: {error}")
+        return None
+
+
+@cache
+def _load() -> ctypes.CDLL:
+    path = compiled.library_path("training", SOURCES, FLAGS)
+    if path.is_file():
+        with suppress(InputError):
+            return open_library(path)
+    compiled.build(path, "the kernels for training", SOURCES[0], (FLAGS,), PROOF, "go on without")
+    return open_library(path)
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """The functions of a library that was built. Raises InputError when it is none, or one of another version."""
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.cmunext_kernels_version()
+    except (OSError, AttributeError) as error:
+        raise InputError(f"{path}: this library cannot be loaded ({error}); delete it, and it is built again") from error
+    if version != VERSION:
+        raise InputError(
+            f"{path}: this library has version {version} where {VERSION} is needed; delete it, and it is built again"
+        )
+    declare(library)
+    return library

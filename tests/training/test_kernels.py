@@ -1,0 +1,265 @@
+"""The kernels for training on a CPU give what PyTorch gives in float64, whatever the map, the format, the threads and the processor."""
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from tests.datasets import write_dataset
+from tests.training_here import train_here
+from torch import Tensor, nn
+
+from cmunext import compiled, losses, networks
+from cmunext.networks.blocks import bottleneck, norm_of_gelu, relu_of_norm
+from cmunext.training.host import FastLayers
+from cmunext.training.kernels import functions, library, proof
+from cmunext.training.recipe import DEFAULT, with_settings
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("the kernels are built on Linux", allow_module_level=True)
+if compiled.compiler() is None:
+    pytest.skip("there is no C++ compiler", allow_module_level=True)
+SIZES = ((1, 2), (3, 8), (5, 7), (33, 48))  # the last takes several pieces of every slice
+LARGEST = {torch.float32: 3e-5, torch.bfloat16: 1e-2}  # of the largest number; of a few pixels a norm makes much of rounding
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The library is built once for all tests, apart from the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CMUNEXT_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        library._load.cache_clear()
+        yield
+    library._load.cache_clear()
+
+
+@pytest.fixture
+def kernels():
+    found = library.load(pytest.fail)
+    assert found
+    return found
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.expand, self.norm, self.project = nn.Conv2d(inputs, hidden, 1), nn.BatchNorm2d(hidden), nn.Conv2d(hidden, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bottleneck(x, self.expand, self.norm, self.project)
+
+
+class Normed(nn.Module):
+    def __init__(self, function, channels: int):
+        super().__init__()
+        self.function, self.norm = function, nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.norm)
+
+
+def maps(channels: int, size: tuple[int, int], outputs: int, format: torch.dtype) -> tuple[Tensor, Tensor]:
+    """An input of uneven mean and spread, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(channels + size[0])
+    x = 2 * torch.randn(2, channels, *size, generator=generator) + torch.linspace(-2, 3, channels)[:, None, None]
+    gradient = torch.randn(2, outputs, *size, generator=generator)
+    x, gradient = (tensor.to(format).contiguous(memory_format=torch.channels_last) for tensor in (x, gradient))
+    return x, gradient
+
+
+def check(layers: nn.Module, x: Tensor, gradient: Tensor, kernels) -> None:
+    """By one thread and by three the same bits, which are those of float64 but for rounding."""
+    for norm in layers.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
+    expected = proof.results(deepcopy(layers).double(), x.double(), gradient.double())
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with FastLayers(kernels):
+            found.append(proof.results(deepcopy(layers), x, gradient))
+    torch.set_num_threads(before)
+    for name, right in expected.items():
+        assert torch.equal(found[0][name], found[1][name]), name
+        scale = max(float(right.abs().max()), 1e-2)
+        torch.testing.assert_close(
+            found[0][name].double(),
+            right.double(),
+            rtol=0,
+            atol=LARGEST[x.dtype] * scale,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that were called, by name."""
+    names: list[str] = []
+    for function in (functions.TrainedNorm, functions.TrainedBottleneck):
+
+        def apply(*arguments, function=function, real=function.apply):
+            names.append(function.__name__)
+            return real(*arguments)
+
+        monkeypatch.setattr(function, "apply", apply)
+    return names
+
+
+@pytest.mark.parametrize("format", LARGEST)
+@pytest.mark.parametrize("channels", [1, 3, 8, 12, 16, 40, 136])
+@pytest.mark.parametrize("function", [norm_of_gelu, relu_of_norm])
+def test_norms(function, channels: int, format: torch.dtype, kernels, taken: list[str]) -> None:
+    sizes = [size for size in SIZES if 2 * size[0] * size[1] % kernels.cmunext_norm_pixels(channels) == 0]
+    for size in sizes:
+        check(Normed(function, channels), *maps(channels, size, channels, format), kernels)
+    assert len(taken) == 2 * len(sizes) > 0
+
+
+@pytest.mark.parametrize("format", LARGEST)
+@pytest.mark.parametrize("widths", [(8, 8, 8), (8, 32, 16), (16, 24, 8), (40, 16, 48), (16, 128, 64)])
+def test_bottlenecks(widths: tuple[int, int, int], format: torch.dtype, kernels, taken: list[str], monkeypatch) -> None:
+    monkeypatch.setitem(functions.WIDEST, torch.bfloat16, 128)
+    for size in SIZES[1:]:
+        check(Bottleneck(*widths), *maps(widths[0], size, widths[-1], format), kernels)
+    assert taken == ["TrainedBottleneck"] * 6
+
+
+def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str]) -> None:
+    x, gradient = maps(8, (4, 6), 8, torch.float32)
+    frozen = Normed(norm_of_gelu, 8)
+    frozen.norm.eval()
+    unmoved = Normed(relu_of_norm, 8)
+    unmoved.norm.momentum = None
+    grouped = Bottleneck(8, 16, 8)
+    grouped.expand = nn.Conv2d(8, 16, 1, groups=2)
+    for layers, images in (
+        (frozen, x),
+        (unmoved, x),
+        (grouped, x),
+        (Bottleneck(8, 12, 8), x),
+        (Bottleneck(8, 256, 8), x),
+        (Normed(norm_of_gelu, 8), x.contiguous()),
+        (Normed(norm_of_gelu, 8).double(), x.double()),
+    ):
+        expected = proof.results(deepcopy(layers), images, gradient.to(images.dtype))
+        taken.clear()
+        with FastLayers(kernels):
+            found = proof.results(deepcopy(layers), images, gradient.to(images.dtype))
+        assert "TrainedBottleneck" not in taken
+        for name, right in expected.items():
+            torch.testing.assert_close(found[name], right, rtol=1e-4, atol=1e-4)
+    with FastLayers(kernels), torch.no_grad():
+        taken.clear()
+        Normed(norm_of_gelu, 8)(x)
+    assert taken == []
+
+
+@pytest.mark.parametrize("layers", [Normed(norm_of_gelu, 8), Normed(relu_of_norm, 8), Bottleneck(8, 16, 8)])
+def test_what_is_not_a_number_stays_so(layers: nn.Module, kernels) -> None:
+    for wrong in (float("nan"), float("inf")):
+        for format in LARGEST:
+            x, _ = maps(8, (4, 6), 8, format)
+            x[1, 2, 3, 4] = wrong
+            with FastLayers(kernels):
+                assert not layers(x).isfinite().all()
+
+
+def test_a_step_of_the_whole_network(kernels, taken: list[str]) -> None:
+    """Logits, gradients and statistics of CMUNeXt-S are as near to float64 as PyTorch's in float32."""
+    torch.manual_seed(0)
+    network = networks.create("cmunext-s").to(memory_format=torch.channels_last).train()
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    masks = (torch.rand(2, 1, 64, 64) > 0.7).float()
+    found = []
+    for format, used in ((torch.float64, None), (torch.float32, None), (torch.float32, kernels)):
+        trained = deepcopy(network).to(format)
+        with FastLayers(used):
+            logits = trained(images.to(format))
+        losses.BCEDiceLoss()(logits, masks.to(format)).backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in trained.parameters()])
+        statistics = torch.cat([buffer.flatten() for buffer in trained.buffers()])
+        found.append([part.detach().double() for part in (logits, gradients, statistics)])
+    assert taken.count("TrainedBottleneck") == 7  # the two deepest are too wide
+    assert taken.count("TrainedNorm") == 28 + 2
+    for exact, plain, fast in zip(*found, strict=True):
+        assert float((fast - exact).norm()) < min(2 * float((plain - exact).norm()), 0.01 * float(exact.norm()))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="builds for x86 processors")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "AVX-512"])
+def test_other_processors(processor: str, tmp_path: Path) -> None:
+    """Without AVX, with it, and with vectors of 16, whose instructions are in plain C++ here (tests/inference/avx512_in_cpp)."""
+    header = Path(__file__).parents[1] / "inference" / "avx512_in_cpp"
+    wide = (f"-I{header}", "-D__AVX512F__", "-D__AVX512DQ__")
+    target = "haswell" if processor == "AVX-512" else processor
+    flags = [flag.replace("native", target).replace("-O3", "-O1") for flag in library.FLAGS]
+    path = tmp_path / "other.so"
+    command = [
+        *(compiled.compiler() or []),
+        *flags,
+        *(wide if processor == "AVX-512" else ()),
+        str(library.SOURCES[0]),
+        "-o",
+        str(path),
+    ]
+    subprocess.run(command, check=True)
+    built = library.open_library(path)
+    assert (built.cmunext_norm_pixels(8) == 2) == (processor == "AVX-512")
+    assert proof.prove(built) is None
+
+
+def test_a_library_that_computes_wrongly_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, said = tmp_path / "kernels", list[str]()
+    shutil.copytree(library.SOURCES[0].parent, wrong)
+    norms = wrong / "norms.h"
+    norms.write_text(norms.read_text().replace("of_weight[channel] = float(s * with_y)", "of_weight[channel] = float(with_y)"))
+    monkeypatch.setattr(library, "SOURCES", tuple(wrong / source.name for source in library.SOURCES))
+    monkeypatch.setenv("CMUNEXT_CACHE", str(tmp_path / "cache"))
+    library._load.cache_clear()
+    assert library.load(said.append) is None
+    library._load.cache_clear()
+    (sentence,) = said
+    assert "training goes on without its own kernels, slower" in sentence
+    assert "the gradient of first.weight differs by" in sentence
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_run_goes_on_by_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler training goes on without the kernels and says so; begun so, a run does not take them later."""
+    recipe = with_settings(DEFAULT, ["epochs=2", "size=32", "batch_size=4", "precision=32-true"])  # 8 cases: two batches
+    dataset = tmp_path / "data"
+    write_dataset(dataset)
+
+    def stop(epoch: int, done: int, *_) -> None:
+        if (epoch, done) == (0, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def begun(name: str) -> Path:
+        train_here("cmunext-s", recipe, dataset, tmp_path / name, on_step=stop)
+        return tmp_path / name
+
+    def kept(run: Path) -> int:
+        return torch.load(run / "last.ckpt", weights_only=True)["steps"]["kernels"]
+
+    by_kernels = begun("by kernels")
+    assert kept(by_kernels) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(compiled, "compiler", lambda: None)
+        patched.setenv("CMUNEXT_CACHE", str(tmp_path / "empty"))
+        library._load.cache_clear()
+        by_pytorch = begun("by PyTorch")
+        assert kept(by_pytorch) == 0
+        said = train_here("cmunext-s", recipe, dataset, by_kernels, resume=True)
+        assert any("not to the same bits" in sentence for sentence in said)
+        assert any("needs a C++ compiler; install g++ 12 or newer, or go on without" in sentence for sentence in said)
+    library._load.cache_clear()
+    said = train_here("cmunext-s", recipe, dataset, by_pytorch, resume=True)
+    assert kept(by_pytorch) == 0 and not any("bits" in sentence for sentence in said)
