@@ -7,7 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cmunext.errors import InputError, UsageError
 
-# Three groups of layers that a `TorchFunctionMode` may compute its own way, as one, like any function of PyTorch; training on a CPU does.
+# Four groups of layers that a `TorchFunctionMode` may compute its own way, as one, like any function of PyTorch; training on a CPU does.
 
 
 def relu_of_norm(x: Tensor, norm: nn.Module) -> Tensor:
@@ -29,6 +29,13 @@ def bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.Module, project: nn.Conv2d
     if has_torch_function_unary(x):
         return handle_torch_function(bottleneck, (x,), x, expand, norm, project)
     return project(norm_of_gelu(expand(x), norm))
+
+
+def convolved_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -> Tensor:
+    """convolution(upsample(x)): N x C x H x W -> N x C' x 2H x 2W, or as `upsample` has it."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(convolved_upsampling, (x,), x, upsample, convolution)
+    return convolution(upsample(x))
 
 
 class ConvNormReLU(nn.Module):
@@ -66,7 +73,7 @@ class UpConv(nn.Module):
         self.conv = ConvNormReLU(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.upsample(x))
+        return relu_of_norm(convolved_upsampling(x, self.upsample, self.conv.conv), self.conv.norm)
 
 
 class DropPath(nn.Module):

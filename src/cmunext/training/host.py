@@ -17,7 +17,14 @@ from torch.nn.functional import gelu
 from torch.overrides import TorchFunctionMode
 
 from cmunext.networks import blocks
-from cmunext.training.kernels.functions import TrainedBottleneck, TrainedNorm, takes_bottleneck, takes_norm
+from cmunext.training.kernels.functions import (
+    TrainedBottleneck,
+    TrainedNorm,
+    convolved_upsampling,
+    takes_bottleneck,
+    takes_norm,
+    takes_upsampling,
+)
 
 FEW_CHANNELS = 8  # up to here the contiguous BatchNorm pays for the two copies
 
@@ -60,7 +67,7 @@ class FastLayers(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in (blocks.relu_of_norm, blocks.norm_of_gelu, blocks.bottleneck):
+        if function in (blocks.relu_of_norm, blocks.norm_of_gelu, blocks.bottleneck, blocks.convolved_upsampling):
             with self:
                 return self._layers(function, *args)
         if function is gelu and kwargs.get("approximate", "none") == "none" and _lies_channels_last(args[0]):
@@ -74,6 +81,11 @@ class FastLayers(TorchFunctionMode):
                 parameters = (expand.weight, expand.bias, norm.weight, norm.bias, project.weight, project.bias)
                 return TrainedBottleneck.apply(x, *parameters, norm, self.library)
             return project(blocks.norm_of_gelu(expand(x), norm))
+        if function is blocks.convolved_upsampling:
+            upsample, convolution = modules
+            if self.library and takes_upsampling(x, upsample, convolution):
+                return convolved_upsampling(x, convolution, self.library)
+            return convolution(upsample(x))
         (norm,) = modules
         relu = function is blocks.relu_of_norm
         if self.library and takes_norm(self.library, x, norm):

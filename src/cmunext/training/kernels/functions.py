@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 FORMATS = (torch.float32, torch.bfloat16)
 NARROWEST = 8  # channels that a vector of the bottleneck holds
@@ -57,7 +58,11 @@ def declare(library: ctypes.CDLL) -> None:
         BottleneckGradients,
         whole,
     ]
+    library.cmunext_upsampling.argtypes = [whole, address, address, *[whole] * 4, address, whole]
+    library.cmunext_upsampling_gradient.argtypes = [whole, address, *[whole] * 4, address, address, whole]
     for function in (
+        library.cmunext_upsampling,
+        library.cmunext_upsampling_gradient,
         library.cmunext_norm,
         library.cmunext_norm_gradient,
         library.cmunext_bottleneck,
@@ -86,20 +91,41 @@ def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project
     )
 
 
+def takes_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -> bool:
+    """Whether the kernels upsample this map for this convolution, which is trained."""
+    return (
+        _is_map(x)
+        and (upsample.mode, upsample.size, upsample.scale_factor) == ("bilinear", None, 2.0)
+        and not upsample.align_corners
+        and convolution.weight.dtype == torch.float32
+        and convolution.weight.shape[2:] == (3, 3)
+        and (convolution.stride, convolution.padding, convolution.dilation) == ((1, 1), (1, 1), (1, 1))
+        and convolution.groups == 1
+        and convolution.bias is not None
+        and convolution.out_channels % NARROWEST == 0
+    )
+
+
 def _takes(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
-        and torch.is_grad_enabled()
         and norm.momentum is not None
         and norm.running_mean is not None
         and norm.weight is not None
         and norm.weight.dtype == torch.float32
+        and _is_map(x)
+        and _pixels(x) > 1
+    )
+
+
+def _is_map(x: Tensor) -> bool:
+    return (
+        torch.is_grad_enabled()
         and x.dtype in FORMATS
         and x.device.type == "cpu"
         and x.ndim == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and _pixels(x) > 1
     )
 
 
@@ -178,6 +204,41 @@ class TrainedBottleneck(torch.autograd.Function):
             *(BottleneckGradients(expand, expand_bias, project, project_bias, weight, bias), torch.get_num_threads()),
         )
         return of_x, *gradients, None, None
+
+
+def convolved_upsampling(x: Tensor, convolution: nn.Conv2d, library: ctypes.CDLL) -> Tensor:
+    """A 3 x 3 convolution of the map upsampled by two, its nine products taken before: N x C x H x W -> N x C' x 2 H x 2 W."""
+    weight = convolution.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]  # C' x C x 3 x 3 -> (3 3 C') x C x 1 x 1
+    assert convolution.bias is not None
+    return UpsampledSum.apply(conv2d(x, weight.to(x.dtype)), convolution.bias, library)
+
+
+class UpsampledSum(torch.autograd.Function):
+    """The products of nine taps upsampled by two, shifted and summed: N x (9 C) x H x W -> N x C x 2 H x 2 W."""
+
+    @staticmethod
+    def forward(context: Any, products: Tensor, bias: Tensor, library: ctypes.CDLL) -> Tensor:
+        products = products.contiguous(memory_format=torch.channels_last)
+        count, channels, (height, width) = len(products), len(bias), products.shape[2:]
+        output = torch.empty((count, channels, 2 * height, 2 * width), dtype=products.dtype, memory_format=torch.channels_last)
+        library.cmunext_upsampling(
+            *(products.dtype == torch.bfloat16, products.data_ptr(), bias.data_ptr(), count, height, width, channels),
+            *(output.data_ptr(), torch.get_num_threads()),
+        )
+        context.shape, context.format, context.library = products.shape, products.dtype, library
+        return output
+
+    @staticmethod
+    def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        given = given.to(context.format).contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = context.shape
+        of_products = torch.empty(context.shape, dtype=context.format, memory_format=torch.channels_last)
+        of_bias = torch.empty(channels // 9)
+        context.library.cmunext_upsampling_gradient(
+            *(context.format == torch.bfloat16, given.data_ptr(), count, height, width, channels // 9),
+            *(of_products.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
+        )
+        return of_products, of_bias, None
 
 
 def _norm(norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor, statistics: Tensor) -> Norm:

@@ -1,5 +1,6 @@
 // The interface of the kernels, in plain C. Maps are pixels x channels, contiguous: `half` in bfloat16, else in float32. All else is float32.
 #include "bottleneck.h"
+#include "upsampling.h"
 
 namespace {
 
@@ -18,7 +19,13 @@ void backward(int relu, const void* x, const void* given, long pixels, const Nor
 
 // run(pass) with the pass for these channels and this format
 template <class Data, class Run>
-void with_pass(const Bottleneck& bottleneck, long pixels, int threads, const Run& run) {
+void with_upsampling(int images, int height, int width, int channels, int threads, const Run& run) {
+  if (channels % WIDEST) run(UpsamplingPass<Data, 8>(images, height, width, channels, threads));
+  else run(UpsamplingPass<Data, WIDEST>(images, height, width, channels, threads));
+}
+
+template <class Data, class Run>
+void with_bottleneck(const Bottleneck& bottleneck, long pixels, int threads, const Run& run) {
   if ((bottleneck.in | bottleneck.hidden | bottleneck.out) % WIDEST) run(BottleneckPass<Data, 8>(bottleneck, pixels, threads));
   else run(BottleneckPass<Data, WIDEST>(bottleneck, pixels, threads));
 }
@@ -33,29 +40,50 @@ int cmunext_kernels_version() { return 1; }
 int cmunext_norm_pixels(int channels) { return NormPass<GeluBefore, float>::width_of(channels) / channels; }
 
 void cmunext_norm(int half, int relu, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
-  if (half) forward<BFloat16>(relu, x, pixels, norm, channels, out, threads);
-  else forward<float>(relu, x, pixels, norm, channels, out, threads);
+  half ? forward<BFloat16>(relu, x, pixels, norm, channels, out, threads) : forward<float>(relu, x, pixels, norm, channels, out, threads);
 }
 
 void cmunext_norm_gradient(int half, int relu, const void* x, const void* given, long pixels, int channels, Norm norm, void* of_x,
                            float* of_weight, float* of_bias, int threads) {
-  if (half) backward<BFloat16>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads);
-  else backward<float>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads);
+  half ? backward<BFloat16>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads)
+       : backward<float>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads);
 }
 
 void cmunext_bottleneck(int half, const void* x, long pixels, Bottleneck bottleneck, void* out, int threads) {
-  if (half) with_pass<BFloat16>(bottleneck, pixels, threads, [&](const auto& pass) { pass.forward((const BFloat16*)x, (BFloat16*)out); });
-  else with_pass<float>(bottleneck, pixels, threads, [&](const auto& pass) { pass.forward((const float*)x, (float*)out); });
+  auto run = [&](auto data) {
+    typedef decltype(data) Data;
+    with_bottleneck<Data>(bottleneck, pixels, threads, [&](const auto& pass) { pass.forward((const Data*)x, (Data*)out); });
+  };
+  half ? run(BFloat16()) : run(float());
 }
 
 void cmunext_bottleneck_gradient(int half, const void* x, const void* given, long pixels, Bottleneck bottleneck, void* of_x,
                                  BottleneckGradients gradients, int threads) {
-  if (half) {
-    with_pass<BFloat16>(bottleneck, pixels, threads,
-                        [&](const auto& pass) { pass.backward((const BFloat16*)x, (const BFloat16*)given, (BFloat16*)of_x, gradients); });
-  } else {
-    with_pass<float>(bottleneck, pixels, threads,
-                     [&](const auto& pass) { pass.backward((const float*)x, (const float*)given, (float*)of_x, gradients); });
-  }
+  auto run = [&](auto data) {
+    typedef decltype(data) Data;
+    with_bottleneck<Data>(bottleneck, pixels, threads,
+                          [&](const auto& pass) { pass.backward((const Data*)x, (const Data*)given, (Data*)of_x, gradients); });
+  };
+  half ? run(BFloat16()) : run(float());
+}
+
+void cmunext_upsampling(int half, const void* products, const float* bias, int images, int height, int width, int channels, void* out,
+                        int threads) {
+  auto run = [&](auto data) {
+    typedef decltype(data) Data;
+    with_upsampling<Data>(images, height, width, channels, threads,
+                          [&](const auto& pass) { pass.forward((const Data*)products, bias, (Data*)out); });
+  };
+  half ? run(BFloat16()) : run(float());
+}
+
+void cmunext_upsampling_gradient(int half, const void* given, int images, int height, int width, int channels, void* of_products,
+                                 float* of_bias, int threads) {
+  auto run = [&](auto data) {
+    typedef decltype(data) Data;
+    with_upsampling<Data>(images, height, width, channels, threads,
+                          [&](const auto& pass) { pass.backward((const Data*)given, (Data*)of_products, of_bias); });
+  };
+  half ? run(BFloat16()) : run(float());
 }
 }

@@ -13,7 +13,8 @@ from cmunext.training.kernels import VERSION
 from cmunext.training.kernels.functions import declare
 
 SOURCES = tuple(
-    Path(__file__).parent / name for name in ("kernels.cpp", "bottleneck.h", "norms.h", "products.h", "slices.h", "numbers.h")
+    Path(__file__).parent / name
+    for name in ("kernels.cpp", "bottleneck.h", "upsampling.h", "norms.h", "products.h", "slices.h", "numbers.h")
 )
 FLAGS = (*compiled.FLAGS, "-fopenmp")  # the threads are PyTorch's: its library of that name is the one in use
 PROOF = "cmunext.training.kernels.proof"

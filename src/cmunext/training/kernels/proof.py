@@ -12,27 +12,41 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cmunext.networks.blocks import bottleneck, norm_of_gelu, relu_of_norm
+from cmunext.networks.blocks import bottleneck, convolved_upsampling, norm_of_gelu, relu_of_norm
 from cmunext.training.host import FastLayers
 from cmunext.training.kernels.library import open_library
 
 LARGEST = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # difference, as a part of the largest number
 
 
-class Layers(nn.Module):
-    """All that the kernels compute, behind each other: N x 8 x H x W -> N x 16 x H x W."""
+class NormsAndBottleneck(nn.Module):
+    """N x 8 x H x W -> N x 16 x H x W."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.third = nn.BatchNorm2d(8), nn.BatchNorm2d(24), nn.BatchNorm2d(16)
         self.expand, self.project = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 16, 1)
+        for norm in (self.first, self.second, self.third):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = relu_of_norm(x, self.first)
         return norm_of_gelu(bottleneck(x, self.expand, self.second, self.project), self.third)
 
 
-def results(layers: Layers, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+class Upsampling(nn.Module):
+    """N x 8 x H x W -> N x 16 x 2 H x 2 W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upsample, self.convolution = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolved_upsampling(x, self.upsample, self.convolution)
+
+
+def results(layers: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     """Output, gradients and statistics of a step."""
     x = x.clone().requires_grad_()
     output = layers(x)
@@ -45,13 +59,15 @@ def results(layers: Layers, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
 def prove(library: ctypes.CDLL) -> str | None:
     """None when the library is right, or what is wrong."""
     torch.manual_seed(0)
-    layers = Layers()
-    for norm in (layers.first, layers.second, layers.third):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias)
-    images, gradient = torch.randn(2, 8, 30, 34), torch.randn(2, 16, 30, 34)
-    for format, largest in LARGEST.items():
-        x, given = (tensor.to(format).to(memory_format=torch.channels_last) for tensor in (images, gradient))
+    trials = (
+        (NormsAndBottleneck(), torch.float32, 1),
+        (NormsAndBottleneck(), torch.bfloat16, 1),
+        (Upsampling(), torch.float32, 2),
+        (Upsampling(), torch.bfloat16, 2),
+    )
+    for layers, format, scale in trials:
+        maps = torch.randn(2, 8, 30, 34), torch.randn(2, 16, scale * 30, scale * 34)
+        x, given = (tensor.to(format).to(memory_format=torch.channels_last) for tensor in maps)
         expected = results(deepcopy(layers).double(), x.double(), given.double())
         for threads in (1, 2):
             torch.set_num_threads(threads)
@@ -59,7 +75,7 @@ def prove(library: ctypes.CDLL) -> str | None:
                 found = results(deepcopy(layers), x, given)
             for name, right in expected.items():
                 difference = float((found[name].double() - right).abs().max())
-                if not difference <= largest * max(1, float(right.abs().max())):
+                if not difference <= LARGEST[format] * max(1, float(right.abs().max())):
                     return f"error: in {format} {name} differs by {difference:.2g}"
     return None
 
