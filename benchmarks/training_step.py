@@ -4,7 +4,7 @@
 
 The baseline is that loop's step, written anew: float32, contiguous tensors, PyTorch's defaults, SGD, 0.5 BCE + Dice, and a wait for the
 loss. Ours is the step of `cmunext train --recipe default`. On a CPU: channels_last, bfloat16 where the processor has it, memory kept by the C
-library, narrow BatchNorms in the contiguous layout, GELUs through oneDNN. On a GPU: bfloat16, the faster layout, the whole step as a CUDA graph.
+library, our own kernels for most other layers than convolutions. On a GPU: bfloat16, the faster layout, the whole step as a CUDA graph.
 Both with the average of weights, which the baseline does not have to keep. Neither counts reading and augmenting images. The two live
 in processes of their own, because the C library's options hold for a whole process, and take turns.
 

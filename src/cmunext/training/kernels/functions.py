@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
 FORMATS = (torch.float32, torch.bfloat16)
@@ -152,6 +153,7 @@ class TrainedNorm(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, statistics = context.saved_tensors
         given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -193,6 +195,7 @@ class TrainedBottleneck(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics, *parameters = context.saved_tensors
         given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -229,6 +232,7 @@ class UpsampledSum(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         given = given.to(context.format).contiguous(memory_format=torch.channels_last)
         count, channels, height, width = context.shape
