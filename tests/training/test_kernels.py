@@ -138,6 +138,22 @@ def test_norms(function, channels: int, format: torch.dtype, kernels, taken: lis
 
 
 @pytest.mark.parametrize("format", LARGEST)
+@pytest.mark.parametrize(("mean", "spread"), [(-8, 1), (-5, 0.7), (-3, 1), (6, 1)])
+def test_channels_that_are_switched_off(mean: float, spread: float, format: torch.dtype, kernels) -> None:
+    """What GELU leaves of them is next to nothing, of which the norm makes up to 316 times as much."""
+    x, gradient = maps(8, (64, 64), 8, format)
+    x = (spread * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) + mean).to(x)
+    x, layers = x.contiguous(memory_format=torch.channels_last), uneven(Normed(norm_of_gelu, 8))
+    exact = proof.results(deepcopy(layers).double(), x.double(), gradient.double())
+    plain = proof.results(deepcopy(layers), x, gradient)
+    with FastLayers(kernels):
+        fast = proof.results(deepcopy(layers), x, gradient)
+    for name, right in exact.items():
+        wrong, allowed = (float((some[name].double() - right).abs().max()) for some in (fast, plain))
+        assert wrong <= 2 * allowed + 1e-3 * max(1, float(right.abs().max())), f"{name}: {wrong} and PyTorch {allowed}"
+
+
+@pytest.mark.parametrize("format", LARGEST)
 @pytest.mark.parametrize("widths", [(8, 8, 8), (8, 32, 16), (16, 24, 8), (40, 16, 48), (16, 128, 64)])
 def test_bottlenecks(widths: tuple[int, int, int], format: torch.dtype, kernels, taken: list[str], monkeypatch) -> None:
     monkeypatch.setitem(functions.WIDEST, torch.bfloat16, 128)
@@ -180,16 +196,23 @@ def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str])
         assert "TrainedBottleneck" not in taken
         for name, right in expected.items():
             torch.testing.assert_close(found[name], right, rtol=1e-4, atol=1e-4)
+    reflecting = Upsampling(8, 8, mode="bilinear")
+    reflecting.convolution = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
     for layers in (
         Upsampling(8, 8, mode="nearest"),
         Upsampling(8, 8, mode="bilinear", align_corners=True),
         Upsampling(8, 12, mode="bilinear"),
+        reflecting,
     ):
         expected = layers(x)
         taken.clear()
         with FastLayers(kernels):
             torch.testing.assert_close(layers(x), expected)
         assert taken == []
+    taken.clear()
+    with FastLayers(kernels), torch.autocast("cpu", torch.bfloat16):  # of float32 maps PyTorch's convolutions give bfloat16 here
+        assert Upsampling(8, 8, mode="bilinear")(x).dtype == Bottleneck(8, 8, 8)(x).dtype == torch.bfloat16
+    assert "UpsampledSum" not in taken and "TrainedBottleneck" not in taken
     with FastLayers(kernels), torch.no_grad():
         taken.clear()
         Normed(norm_of_gelu, 8)(x)
@@ -198,11 +221,11 @@ def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str])
 
 @pytest.mark.parametrize("layers", [Normed(norm_of_gelu, 8), Normed(relu_of_norm, 8), Bottleneck(8, 16, 8)])
 def test_what_is_not_a_number_stays_so(layers: nn.Module, kernels) -> None:
-    for wrong in (float("nan"), float("inf")):
+    for wrong in (float("nan"), float("inf"), -float("inf")):
         for format in LARGEST:
             x, _ = maps(8, (4, 6), 8, format)
             x[1, 2, 3, 4] = wrong
-            with FastLayers(kernels):
+            with FastLayers(kernels), torch.autocast("cpu", torch.bfloat16, enabled=format == torch.bfloat16):
                 assert not layers(x).isfinite().all()
 
 

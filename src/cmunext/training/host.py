@@ -5,7 +5,7 @@ it anew): the C library gives every large activation back to the system and faul
 half of an eager step; and PyTorch's BatchNorm gradient for channels_last tensors of 8 channels is 20 to 50 times slower than for
 contiguous ones. And its GELU of channels_last tensors goes past oneDNN, which on one core of an EPYC takes three times as long
 forward and a third longer backward. All are mended here from the outside; nothing but the last bits of the results changes. Where our own
-kernels can be had (`kernels`), they take most norms and GELUs, and the narrow bottlenecks, in fewer passes over memory.
+kernels can be had (`kernels`), they take most norms and GELUs, narrow bottlenecks and convolutions of upsampled maps.
 """
 
 import ctypes
@@ -58,7 +58,8 @@ class FastLayers(TorchFunctionMode):
     """While it is entered, the groups of layers of `networks.blocks` are computed by the kernels where these can, and GELU shows a
     channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory.
 
-    library : of the kernels, see `kernels.library`; None leaves all to PyTorch.
+    library : of the kernels, see `kernels.library`; None leaves all to PyTorch. Layers that a kernel takes are not called as modules, and
+        their hooks are not called.
     """
 
     def __init__(self, library: ctypes.CDLL | None):

@@ -32,6 +32,7 @@ static inline uint16_t to_bfloat16(float x) {  // to the nearest, ties to even
 typedef float __m256 __attribute__((vector_size(32)));
 static inline __m256 _mm256_max_ps(__m256 a, __m256 b) { return a > b ? a : b; }
 static inline __m256 _mm256_min_ps(__m256 a, __m256 b) { return a < b ? a : b; }
+static inline __m512 _mm512_min_ps(__m512 a, __m512 b) { return a < b ? a : b; }
 static inline __m512 _mm512_max_ps(__m512 a, __m512 b) { return a > b ? a : b; }
 
 static inline __m512 _mm512_range_ps(__m512 a, __m512 b, int control) {

@@ -63,7 +63,7 @@ class BottleneckPass {
   void forward(const Data* x, Data* to) const {
     std::vector<float> shift(hidden);
     expanded(floats(x, in), 1, shift.data());
-    for (int n = 0; n < hidden; n += L) store<L>(&shift[n], gelu<Data, L>(load<L>(&shift[n])));
+    for (int n = 0; n < hidden; n += L) store<L>(&shift[n], gelu<L>(load<L>(&shift[n])));
 
     Sums sums(slices, 2 * hidden);
     each_slice(slices, pixels, piece, threads, [&](int slice) {
@@ -73,7 +73,7 @@ class BottleneckPass {
           V one{}, two{};
           const V s = load<L>(&shift[n]);
           for (int p = 0; p < count; p++) {
-            const V y = gelu<Data, L>(load<L>(&z[p * hidden + n])) - s;
+            const V y = gelu<L>(load<L>(&z[p * hidden + n])) - s;
             one += y, two += y * y;
           }
           sums.template add<L>(slice, n, one), sums.template add<L>(slice, hidden + n, two);
@@ -146,7 +146,7 @@ class BottleneckPass {
           V sum{};
           for (int p = 0; p < count; p++) {
             const V here = load<L>(&z[p * hidden + n]);
-            const V of_z = (load<L>(&g[p * hidden + n]) + gelu<Data, L>(here) * s) * gelu_slope<Data, L>(here);
+            const V of_z = (load<L>(&g[p * hidden + n]) + gelu<L>(here) * s) * gelu_slope<L>(here);
             store<L>(&g[p * hidden + n], of_z), sum += of_z;
           }
           of_hidden.template add<L>(slice, n, sum);
@@ -185,7 +185,7 @@ class BottleneckPass {
   void centred(float* z, int count) const {
     for (int n = 0; n < hidden; n += L) {
       const V mean = load<L>(of.norm.mean + n);
-      for (int p = 0; p < count; p++) store<L>(z + p * hidden + n, gelu<Data, L>(load<L>(z + p * hidden + n)) - mean);
+      for (int p = 0; p < count; p++) store<L>(z + p * hidden + n, gelu<L>(load<L>(z + p * hidden + n)) - mean);
     }
   }
 

@@ -1,7 +1,8 @@
 """The kernels as functions that autograd differentiates, and when a layer can be computed by them.
 
 Feature maps are channels_last tensors N x C x H x W in float32 or bfloat16, which are pixels x channels in memory; weights and statistics are
-float32. Sums are float32 within some thousand numbers and float64 beyond, in an order that does not depend on the number of threads.
+float32. Sums are float32 within some thousand numbers, those of a bottleneck's products within a slice of the map, and float64 beyond, in an
+order that does not depend on the number of threads.
 """
 
 import ctypes
@@ -82,6 +83,7 @@ def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project
     convolutions = (expand, project)
     return (
         _takes(x, norm)
+        and _as_convolved(x)
         and x.shape[1] == expand.in_channels
         and expand.out_channels == norm.num_features == project.in_channels <= WIDEST[x.dtype]
         and all(
@@ -96,13 +98,15 @@ def takes_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -
     """Whether the kernels upsample this map for this convolution, which is trained."""
     return (
         _is_map(x)
+        and _as_convolved(x)
         and (upsample.mode, upsample.size, upsample.scale_factor) == ("bilinear", None, 2.0)
         and not upsample.align_corners
         and convolution.weight.dtype == torch.float32
         and convolution.weight.shape[2:] == (3, 3)
         and (convolution.stride, convolution.padding, convolution.dilation) == ((1, 1), (1, 1), (1, 1))
-        and convolution.groups == 1
+        and (convolution.groups, convolution.padding_mode) == (1, "zeros")
         and convolution.bias is not None
+        and convolution.bias.dtype == torch.float32
         and convolution.out_channels % NARROWEST == 0
     )
 
@@ -118,6 +122,11 @@ def _takes(x: Tensor, norm: nn.BatchNorm2d) -> bool:
         and _is_map(x)
         and _pixels(x) > 1
     )
+
+
+def _as_convolved(x: Tensor) -> bool:
+    """Whether PyTorch's convolution of this map would compute, and give, its very format."""
+    return x.dtype == (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
 
 
 def _is_map(x: Tensor) -> bool:
@@ -141,7 +150,7 @@ class TrainedNorm(torch.autograd.Function):
     def forward(
         context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, library: ctypes.CDLL
     ) -> Tensor:
-        statistics = torch.empty(2, norm.num_features)
+        statistics = torch.empty(2, norm.num_features, dtype=torch.float32)
         output = torch.empty_like(x, memory_format=torch.channels_last)
         library.cmunext_norm(
             *(x.dtype == torch.bfloat16, relu, x.data_ptr(), _pixels(x), _norm(norm, weight, bias, statistics)),
@@ -182,7 +191,7 @@ class TrainedBottleneck(torch.autograd.Function):
         norm: nn.BatchNorm2d,
         library: ctypes.CDLL,
     ) -> Tensor:
-        statistics = torch.empty(2, norm.num_features)
+        statistics = torch.empty(2, norm.num_features, dtype=torch.float32)
         parameters = [one.contiguous() for one in (expand, expand_bias, weight, bias, project, project_bias)]
         output = torch.empty((len(x), len(project), *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
         library.cmunext_bottleneck(
@@ -213,7 +222,7 @@ def convolved_upsampling(x: Tensor, convolution: nn.Conv2d, library: ctypes.CDLL
     """A 3 x 3 convolution of the map upsampled by two, its nine products taken before: N x C x H x W -> N x C' x 2 H x 2 W."""
     weight = convolution.weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]  # C' x C x 3 x 3 -> (3 3 C') x C x 1 x 1
     assert convolution.bias is not None
-    return UpsampledSum.apply(conv2d(x, weight.to(x.dtype)), convolution.bias, library)
+    return UpsampledSum.apply(conv2d(x, weight), convolution.bias, library)
 
 
 class UpsampledSum(torch.autograd.Function):
@@ -237,7 +246,7 @@ class UpsampledSum(torch.autograd.Function):
         given = given.to(context.format).contiguous(memory_format=torch.channels_last)
         count, channels, height, width = context.shape
         of_products = torch.empty(context.shape, dtype=context.format, memory_format=torch.channels_last)
-        of_bias = torch.empty(channels // 9)
+        of_bias = torch.empty(channels // 9, dtype=torch.float32)
         context.library.cmunext_upsampling_gradient(
             *(context.format == torch.bfloat16, given.data_ptr(), count, height, width, channels // 9),
             *(of_products.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),

@@ -16,7 +16,10 @@ SOURCES = tuple(
     Path(__file__).parent / name
     for name in ("kernels.cpp", "bottleneck.h", "upsampling.h", "norms.h", "products.h", "slices.h", "numbers.h")
 )
-FLAGS = (*compiled.FLAGS, "-fopenmp")  # the threads are PyTorch's: its library of that name is the one in use
+FLAGS = (
+    *compiled.FLAGS,
+    "-fopenmp",
+)  # with g++ the threads are PyTorch's: the library of that name that it brought is the one in use
 PROOF = "cmunext.training.kernels.proof"
 
 

@@ -25,10 +25,10 @@ struct Norm {
 };
 
 struct GeluBefore {
-  template <class Data, int L>
-  static Vector<L> before(Vector<L> x) { return gelu<Data, L>(x); }
-  template <class Data, int L>
-  static Vector<L> slope(Vector<L> x) { return gelu_slope<Data, L>(x); }
+  template <int L>
+  static Vector<L> before(Vector<L> x) { return gelu<L>(x); }
+  template <int L>
+  static Vector<L> slope(Vector<L> x) { return gelu_slope<L>(x); }
   template <int L>
   static Vector<L> after(Vector<L> y) { return y; }
   template <int L>
@@ -36,9 +36,9 @@ struct GeluBefore {
 };
 
 struct ReluAfter {
-  template <class Data, int L>
+  template <int L>
   static Vector<L> before(Vector<L> x) { return x; }
-  template <class Data, int L>
+  template <int L>
   static Vector<L> slope(Vector<L>) { return all<L>(1); }
   template <int L>
   static Vector<L> after(Vector<L> y) { return positive<L>(y); }
@@ -107,9 +107,9 @@ class NormPass {
       }
     }
     each_number([&](long at, int column) {
-      const V from = load<L>(x + at), y = Activation::template before<Data, L>(from);
+      const V from = load<L>(x + at), y = Activation::template before<L>(from);
       const V of_y = gradient(at, column, y) * load<L>(&scale[column]) + (y * load<L>(&slope[column]) + load<L>(&constant[column]));
-      store<L>(of_x + at, of_y * Activation::template slope<Data, L>(from));
+      store<L>(of_x + at, of_y * Activation::template slope<L>(from));
     });
   }
 
@@ -118,7 +118,7 @@ class NormPass {
     V first, second;
   };
 
-  static V value(const Data* from) { return Activation::template before<Data, L>(load<L>(from)); }
+  static V value(const Data* from) { return Activation::template before<L>(load<L>(from)); }
 
   void affine(const Norm& norm, std::vector<float>& scale, std::vector<float>& offset) const {
     for (int column = 0; column < width; column++) {

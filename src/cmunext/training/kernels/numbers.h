@@ -69,17 +69,19 @@ static inline Vector<L> positive(Vector<L> x) {
 #endif
   return all<L>(0) > x ? all<L>(0) : x;
 }
-// min(|x|, top)
-template <int L>
-static inline Vector<L> magnitude(Vector<L> x, float top) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  if constexpr (L == 16) return (Vector<L>)_mm512_range_ps((__m512)x, (__m512)all<L>(top), 0b1010);
-#endif
-  const Vector<L> u = (Vector<L>)((typename Types<L>::Integers)x & 0x7fffffff);
+static inline Vector<8> smaller(Vector<8> a, Vector<8> b) {
 #if defined(__AVX__)
-  if constexpr (L == 8) return (Vector<L>)_mm256_min_ps((__m256)u, (__m256)all<L>(top));
+  return (Vector<8>)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
 #endif
-  return u < all<L>(top) ? u : all<L>(top);
+}
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+static inline Vector<16> smaller(Vector<16> a, Vector<16> b) { return (Vector<16>)_mm512_min_ps((__m512)a, (__m512)b); }
+#endif
+template <int L>
+static inline Vector<L> magnitude(Vector<L> x) {
+  return (Vector<L>)((typename Types<L>::Integers)x & 0x7fffffff);
 }
 
 // The even and the odd terms are summed apart, so that half as many additions wait for each other. N is even.
@@ -92,32 +94,20 @@ static inline Vector<L> polynomial(const float (&terms)[N], Vector<L> t) {
 }
 
 // GELU(x) = max(x, 0) - u q(u), u = |x|, where q is the tail of the normal distribution; its derivative is e(u) = q(u) - u phi(u) for negative
-// x, and 1 - e(u) else. Both are polynomials in u - TOP / 2 up to TOP, exact to float32's last digits, or to a tenth of bfloat16's rounding:
-// tools/gelu_approximations.py.
-template <class Data>
-struct Terms;
-template <>
-struct Terms<float> {
-  static constexpr float TOP = 5.5f;
-  static constexpr float TAIL[16] = {0.00297972304f, -0.00909359194f, 0.0125043374f, -0.00994558446f, 0.0047519682f, -0.00112417294f, -0.000116884054f, 0.000181991723f, -5.0720424e-05f, -3.26423856e-06f, 5.58148258e-06f, -8.44702356e-07f, -2.5438942e-07f, 7.10354442e-08f, 4.7090869e-09f, -1.93626915e-09f};
-  static constexpr float SLOPE[20] = {-0.0220275521f, 0.0505829453f, -0.0445437655f, 0.0125094578f, 0.00832958706f, -0.00870394241f, 0.00264371512f, 0.000359232945f, -0.000508309458f, 0.000115124043f, 2.51404581e-05f, -1.77703278e-05f, 1.44119315e-06f, 1.15624914e-06f, -2.61481745e-07f, -3.46058755e-08f, 1.45743346e-08f, 5.46865192e-11f, -3.18825993e-10f, 1.74454392e-11f};
-};
-template <>
-struct Terms<BFloat16> {
-  static constexpr float TOP = 4.0f;
-  static constexpr float TAIL[10] = {0.0227416847f, -0.0539870337f, 0.0540964715f, -0.0270449352f, 0.00428912649f, 0.00235146098f, -0.00120459078f, 4.19008866e-05f, 7.56415902e-05f, -1.22395522e-05f};
-  static constexpr float SLOPE[10] = {-0.0852474198f, 0.108023815f, 0.000188149119f, -0.0725139305f, 0.0446916446f, -0.00162195414f, -0.00771514932f, 0.00199091597f, 0.000441321521f, -0.000174196612f};
-};
+// x, and 1 - e(u) else. Both are polynomials in u - TOP / 2 up to TOP (tools/gelu_approximations.py) and nothing from there on: a norm makes
+// much of little, so what a channel that is switched off leaves must be nothing. What is infinite comes out as not a number.
+constexpr float TOP = 5.5f;
+constexpr float TAIL[20] = {0.00297976192f, -0.00909356214f, 0.0125036808f, -0.00994608738f, 0.00475384854f, -0.00112276932f, -0.000119012031f, 0.000180492149f, -4.94889682e-05f, -2.47282173e-06f, 5.17450962e-06f, -1.07367725e-06f, -1.74301505e-07f, 1.08386082e-07f, -4.58168836e-09f, -5.23845767e-09f, 5.86876658e-10f, 1.3564562e-10f, -1.55758531e-11f, -1.47428554e-12f};
+constexpr float SLOPE[20] = {-0.0220275521f, 0.0505829453f, -0.0445437655f, 0.0125094578f, 0.00832958706f, -0.00870394241f, 0.00264371512f, 0.000359232945f, -0.000508309458f, 0.000115124043f, 2.51404581e-05f, -1.77703278e-05f, 1.44119315e-06f, 1.15624914e-06f, -2.61481745e-07f, -3.46058755e-08f, 1.45743346e-08f, 5.46865192e-11f, -3.18825993e-10f, 1.74454392e-11f};
 
-template <class Data, int L>
+template <int L>
 static inline Vector<L> gelu(Vector<L> x) {
-  typedef Terms<Data> T;
-  const Vector<L> u = magnitude<L>(x, T::TOP);
-  return positive<L>(x) - u * polynomial<L>(T::TAIL, u - T::TOP / 2);
+  const Vector<L> u = magnitude<L>(x), q = polynomial<L>(TAIL, smaller(u, all<L>(TOP)) - TOP / 2);
+  return positive<L>(x) - u * (u < TOP ? q : all<L>(0));
 }
-template <class Data, int L>
+template <int L>
 static inline Vector<L> gelu_slope(Vector<L> x) {
-  typedef Terms<Data> T;
-  const Vector<L> e = polynomial<L>(T::SLOPE, magnitude<L>(x, T::TOP) - T::TOP / 2);
+  const Vector<L> u = magnitude<L>(x), polynomial_of_u = polynomial<L>(SLOPE, smaller(u, all<L>(TOP)) - TOP / 2);
+  const Vector<L> e = u < TOP ? polynomial_of_u : all<L>(0);
   return x > 0 ? 1 - e : e;
 }

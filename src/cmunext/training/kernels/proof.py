@@ -49,7 +49,8 @@ class Upsampling(nn.Module):
 def results(layers: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     """Output, gradients and statistics of a step."""
     x = x.clone().requires_grad_()
-    output = layers(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        output = layers(x)
     output.backward(gradient)
     found = {"the output": output.detach(), "the gradient of the input": x.grad}
     found |= {f"the gradient of {name}": parameter.grad for name, parameter in layers.named_parameters()}
