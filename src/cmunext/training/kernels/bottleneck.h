@@ -10,9 +10,9 @@
 #include "products.h"
 
 struct Bottleneck {
-  int in, hidden, out;                          // channels
-  const float *expand, *expand_bias;            // hidden x in
-  const float *project, *project_bias;          // out x hidden
+  int in, hidden, out;                  // channels
+  const float *expand, *expand_bias;    // hidden x in, hidden
+  const float *project, *project_bias;  // out x hidden, out
   Norm norm;
 };
 

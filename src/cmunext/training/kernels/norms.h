@@ -10,8 +10,8 @@
 // Weights and statistics of a BatchNorm, an entry a channel.
 struct Norm {
   const float *weight, *bias;
-  float *mean, *scale;                      // of this batch: mean, and 1 / standard deviation
-  float *running_mean, *running_variance;   // moved towards this batch's when going forward
+  float *mean, *scale;                     // of this batch: mean, and 1 / standard deviation
+  float *running_mean, *running_variance;  // moved towards this batch's when going forward
   double epsilon, momentum;
 
   // From the mean of (y - shift) and of its square.

@@ -1,6 +1,7 @@
 // Products of small matrices in float32, some rows and columns at a time in registers.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "numbers.h"
@@ -11,7 +12,7 @@ struct Entries {
   long row, step;
 };
 
-// A matrix that is read by vectors: row k of it at from + k * pitch.
+// A matrix that is read by vectors: row k of it at from + k * pitch, or in `Panels` where the pitch is 0.
 struct Rows {
   const float* from;
   long pitch;
@@ -55,7 +56,7 @@ __attribute__((noinline)) void multiply_columns(int rows, Entries a, Rows b, int
 
 constexpr int TOGETHER = WIDEST == 16 ? 4 : 2;  // vectors of columns at a time, at most
 
-// to[i][j] = start[i][j] + sum over k < count of a(i, k) b[k][j] for i < rows, j < columns, which L divides. `panels` : b is in `Panels`.
+// to[i][j] = start[i][j] + sum over k < count of a(i, k) b[k][j] for i < rows, j < columns, which L divides.
 template <int L>
 void multiply(int rows, int columns, Entries a, Rows b, int count, Rows start, float* to, long pitch) {
   for (int j = 0; j < columns;) {
