@@ -40,7 +40,7 @@ def _load() -> ctypes.CDLL:
     if path.is_file():
         with suppress(InputError):
             return open_library(path)
-    compiled.build(path, "the kernels for training", SOURCES[0], (FLAGS,), PROOF, "go on without")
+    compiled.build(path, "the library of training kernels", SOURCES[0], (FLAGS,), PROOF, "go on without")
     return open_library(path)
 
 
