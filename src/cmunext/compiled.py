@@ -4,6 +4,7 @@ They are built for the very processor (`-march=native`), which is where their sp
 cache folder has its own.
 """
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -11,7 +12,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +46,35 @@ def compiler() -> list[str] | None:
             return None
         return command if shutil.which(command[0]) else None
     return next(([found] for name in COMPILERS if (found := shutil.which(name))), None)
+
+
+def load_library(
+    path: Path,
+    opened: Callable[[Path], ctypes.CDLL],
+    what: str,
+    source: Path,
+    variants: Iterable[tuple[str, ...]],
+    proof: str,
+    instead: str,
+) -> ctypes.CDLL:
+    """What `opened` gives for a library, built first where it is not there or damaged; the others, and what is raised, as in `build`."""
+    if path.is_file():
+        with suppress(InputError):
+            return opened(path)
+    build(path, what, source, variants, proof, instead)
+    return opened(path)
+
+
+def open_library(path: Path, version_function: str, version: int) -> ctypes.CDLL:
+    """A library that was built. Raises InputError when it is none, or `version_function` in it gives another version."""
+    try:
+        library = ctypes.CDLL(str(path))
+        found = library[version_function]()
+    except (OSError, AttributeError) as error:
+        raise InputError(f"{path}: this library cannot be loaded ({error}); delete it, and it is built again") from error
+    if found != version:
+        raise InputError(f"{path}: this library has version {found} where {version} is needed; delete it, and it is built again")
+    return library
 
 
 def build(path: Path, what: str, source: Path, variants: Iterable[tuple[str, ...]], proof: str, instead: str) -> None:

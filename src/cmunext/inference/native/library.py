@@ -1,13 +1,11 @@
 """engine.cpp as a library for this machine, see `compiled`."""
 
 import ctypes
-from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from cmunext import compiled
-from cmunext.errors import InputError
 from cmunext.inference.native import VERSION
 
 SOURCES = tuple(
@@ -42,26 +40,15 @@ def load_library() -> ctypes.CDLL:
     ------
     UsageError, InputError : see `compiled.build`; or what lies in the cache cannot be used.
     """
-    path = library_path()
-    if path.is_file():
-        with suppress(InputError):
-            return open_library(path)
     variants = [(*FLAGS, *variant) for variant in VARIANTS]
-    compiled.build(path, "the native backend", SOURCES[0], variants, PROOF, "choose --backend onnxruntime")
-    return open_library(path)
+    return compiled.load_library(
+        library_path(), open_library, "the native backend", SOURCES[0], variants, PROOF, "choose --backend onnxruntime"
+    )
 
 
 def open_library(path: Path) -> ctypes.CDLL:
     """The functions of a library that was built. Raises InputError when it is none, or one of another version."""
-    try:
-        library = ctypes.CDLL(str(path))
-        version = library.cmunext_version()
-    except (OSError, AttributeError) as error:
-        raise InputError(f"{path}: this library cannot be loaded ({error}); delete it, and it is built again") from error
-    if version != VERSION:
-        raise InputError(
-            f"{path}: this library has version {version} where {VERSION} is needed; delete it, and it is built again"
-        )
+    library = compiled.open_library(path, "cmunext_version", VERSION)
     library.cmunext_open.restype = ctypes.c_void_p
     library.cmunext_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     library.cmunext_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]

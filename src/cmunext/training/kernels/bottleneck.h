@@ -58,7 +58,7 @@ class BottleneckPass {
   BottleneckPass(const Bottleneck& of, long pixels, int threads)
       : of(of), pixels(pixels), threads(threads), in(of.in), hidden(of.hidden), out(of.out),
         slices(long(in + out) * hidden <= 1 << 14 ? 64 : 16), piece(std::min(192, std::max(24, 6144 / hidden / 24 * 24))),
-        expand(in, hidden, [&](int k, int n) { return of.expand[long(n) * of.in + k]; }), zeros(std::max({in, out, hidden})) {}
+        expand(in, hidden, [&](int k, int n) { return of.expand[long(n) * of.in + k]; }), zeros(in) {}
 
   void forward(const Data* x, Data* to) const {
     std::vector<float> shift(hidden);
@@ -129,8 +129,8 @@ class BottleneckPass {
         gradients.project[at] = float(weight * s * common[at] + of.norm.bias[n] * sums[c]);
       }
       gradients.bias[n] = float(sum), gradients.weight[n] = float(s * with_y);
-      scale[n] = float(weight * s), slope[n] = float(-weight * s * s * s * with_y / pixels);
-      constant[n] = float(-weight * s * sum / pixels - double(slope[n]) * of.norm.mean[n]);
+      const Norm::Line line = of.norm.gradient(n, sum, with_y, pixels);
+      scale[n] = float(weight * s), slope[n] = line.slope, constant[n] = line.constant;
     }
 
     const Panels<L> back(out, hidden, [&](int c, int n) { return of.project[long(c) * hidden + n] * scale[n]; });

@@ -47,19 +47,11 @@ class BottleneckGradients(ctypes.Structure):
 def declare(library: ctypes.CDLL) -> None:
     """Tell ctypes the types of the library's functions."""
     whole, large, address = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    gradients = BottleneckGradients
     library.cmunext_norm.argtypes = [whole, whole, address, large, Norm, whole, address, whole]
     library.cmunext_norm_gradient.argtypes = [whole, whole, address, address, large, Norm, whole, *[address] * 3, whole]
     library.cmunext_bottleneck.argtypes = [whole, address, large, Bottleneck, address, whole]
-    library.cmunext_bottleneck_gradient.argtypes = [
-        whole,
-        address,
-        address,
-        large,
-        Bottleneck,
-        address,
-        BottleneckGradients,
-        whole,
-    ]
+    library.cmunext_bottleneck_gradient.argtypes = [whole, *[address] * 2, large, Bottleneck, address, gradients, whole]
     library.cmunext_upsampling.argtypes = [whole, address, address, *[whole] * 4, address, whole]
     library.cmunext_upsampling_gradient.argtypes = [whole, address, *[whole] * 4, address, address, whole]
     for function in (

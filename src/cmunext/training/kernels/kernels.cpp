@@ -4,20 +4,19 @@
 
 namespace {
 
-template <class Data>
-void forward(int relu, const void* x, long pixels, const Norm& norm, int channels, void* out, int threads) {
-  if (relu) NormPass<ReluAfter, Data>(pixels, channels, threads).forward((const Data*)x, norm, (Data*)out);
-  else NormPass<GeluBefore, Data>(pixels, channels, threads).forward((const Data*)x, norm, (Data*)out);
+// run(number) with a number of the map's format
+template <class Run>
+void with_format(int half, const Run& run) {
+  half ? run(BFloat16()) : run(float());
 }
 
-template <class Data>
-void backward(int relu, const void* x, const void* given, long pixels, const Norm& norm, int channels, void* of_x, float* of_weight,
-              float* of_bias, int threads) {
-  if (relu) NormPass<ReluAfter, Data>(pixels, channels, threads).backward((const Data*)x, (const Data*)given, norm, (Data*)of_x, of_weight, of_bias);
-  else NormPass<GeluBefore, Data>(pixels, channels, threads).backward((const Data*)x, (const Data*)given, norm, (Data*)of_x, of_weight, of_bias);
+// run(pass) with the pass for these layers and this format
+template <class Data, class Run>
+void with_norm(int relu, long pixels, int channels, int threads, const Run& run) {
+  if (relu) run(NormPass<ReluAfter, Data>(pixels, channels, threads));
+  else run(NormPass<GeluBefore, Data>(pixels, channels, threads));
 }
 
-// run(pass) with the pass for these channels and this format
 template <class Data, class Run>
 void with_upsampling(int images, int height, int width, int channels, int threads, const Run& run) {
   if (channels % WIDEST) run(UpsamplingPass<Data, 8>(images, height, width, channels, threads));
@@ -40,50 +39,53 @@ int cmunext_kernels_version() { return 1; }
 int cmunext_norm_pixels(int channels) { return NormPass<GeluBefore, float>::width_of(channels) / channels; }
 
 void cmunext_norm(int half, int relu, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
-  half ? forward<BFloat16>(relu, x, pixels, norm, channels, out, threads) : forward<float>(relu, x, pixels, norm, channels, out, threads);
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
+    with_norm<Data>(relu, pixels, channels, threads, [&](const auto& pass) { pass.forward((const Data*)x, norm, (Data*)out); });
+  });
 }
 
 void cmunext_norm_gradient(int half, int relu, const void* x, const void* given, long pixels, int channels, Norm norm, void* of_x,
                            float* of_weight, float* of_bias, int threads) {
-  half ? backward<BFloat16>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads)
-       : backward<float>(relu, x, given, pixels, norm, channels, of_x, of_weight, of_bias, threads);
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
+    with_norm<Data>(relu, pixels, channels, threads, [&](const auto& pass) {
+      pass.backward((const Data*)x, (const Data*)given, norm, (Data*)of_x, of_weight, of_bias);
+    });
+  });
 }
 
 void cmunext_bottleneck(int half, const void* x, long pixels, Bottleneck bottleneck, void* out, int threads) {
-  auto run = [&](auto data) {
-    typedef decltype(data) Data;
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
     with_bottleneck<Data>(bottleneck, pixels, threads, [&](const auto& pass) { pass.forward((const Data*)x, (Data*)out); });
-  };
-  half ? run(BFloat16()) : run(float());
+  });
 }
 
 void cmunext_bottleneck_gradient(int half, const void* x, const void* given, long pixels, Bottleneck bottleneck, void* of_x,
                                  BottleneckGradients gradients, int threads) {
-  auto run = [&](auto data) {
-    typedef decltype(data) Data;
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
     with_bottleneck<Data>(bottleneck, pixels, threads,
                           [&](const auto& pass) { pass.backward((const Data*)x, (const Data*)given, (Data*)of_x, gradients); });
-  };
-  half ? run(BFloat16()) : run(float());
+  });
 }
 
 void cmunext_upsampling(int half, const void* products, const float* bias, int images, int height, int width, int channels, void* out,
                         int threads) {
-  auto run = [&](auto data) {
-    typedef decltype(data) Data;
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
     with_upsampling<Data>(images, height, width, channels, threads,
                           [&](const auto& pass) { pass.forward((const Data*)products, bias, (Data*)out); });
-  };
-  half ? run(BFloat16()) : run(float());
+  });
 }
 
 void cmunext_upsampling_gradient(int half, const void* given, int images, int height, int width, int channels, void* of_products,
                                  float* of_bias, int threads) {
-  auto run = [&](auto data) {
-    typedef decltype(data) Data;
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
     with_upsampling<Data>(images, height, width, channels, threads,
                           [&](const auto& pass) { pass.backward((const Data*)given, (Data*)of_products, of_bias); });
-  };
-  half ? run(BFloat16()) : run(float());
+  });
 }
 }

@@ -3,7 +3,6 @@
 import ctypes
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +15,8 @@ SOURCES = tuple(
     Path(__file__).parent / name
     for name in ("kernels.cpp", "bottleneck.h", "upsampling.h", "norms.h", "products.h", "slices.h", "numbers.h")
 )
-FLAGS = (
-    *compiled.FLAGS,
-    "-fopenmp",
-)  # with g++ the threads are PyTorch's: the library of that name that it brought is the one in use
+# With g++ the threads are PyTorch's: the library of that name that it brought is the one in use.
+FLAGS = (*compiled.FLAGS, "-fopenmp")
 PROOF = "cmunext.training.kernels.proof"
 
 
@@ -37,23 +34,12 @@ def load(say: Callable[[str], None]) -> ctypes.CDLL | None:
 @cache
 def _load() -> ctypes.CDLL:
     path = compiled.library_path("training", SOURCES, FLAGS)
-    if path.is_file():
-        with suppress(InputError):
-            return open_library(path)
-    compiled.build(path, "the library of training kernels", SOURCES[0], (FLAGS,), PROOF, "go on without")
-    return open_library(path)
+    what = "the library of training kernels"
+    return compiled.load_library(path, open_library, what, SOURCES[0], (FLAGS,), PROOF, "go on without")
 
 
 def open_library(path: Path) -> ctypes.CDLL:
     """The functions of a library that was built. Raises InputError when it is none, or one of another version."""
-    try:
-        library = ctypes.CDLL(str(path))
-        version = library.cmunext_kernels_version()
-    except (OSError, AttributeError) as error:
-        raise InputError(f"{path}: this library cannot be loaded ({error}); delete it, and it is built again") from error
-    if version != VERSION:
-        raise InputError(
-            f"{path}: this library has version {version} where {VERSION} is needed; delete it, and it is built again"
-        )
+    library = compiled.open_library(path, "cmunext_kernels_version", VERSION)
     declare(library)
     return library

@@ -22,6 +22,17 @@ struct Norm {
     running_mean[channel] += float(momentum * (middle - running_mean[channel]));
     running_variance[channel] += float(momentum * (variance * pixels / (pixels - 1) - running_variance[channel]));
   }
+
+  // The gradient of y is weight * scale * (the output's gradient) + slope * y + constant.
+  struct Line {
+    float slope, constant;
+  };
+  // From the sums of the output's gradient, and of it times (y - mean).
+  Line gradient(int channel, double sum, double with_y, long pixels) const {
+    const double s = scale[channel];
+    const float slope = float(-weight[channel] * s * s * s * with_y / pixels);
+    return {slope, float(-weight[channel] * s * sum / pixels - double(slope) * mean[channel])};
+  }
 };
 
 struct GeluBefore {
@@ -101,10 +112,8 @@ class NormPass {
     for (int channel = 0; channel < channels; channel++) {
       const double sum = total(sums, 0, channel), with_y = total(sums, 1, channel), s = norm.scale[channel];
       of_bias[channel] = float(sum), of_weight[channel] = float(s * with_y);
-      for (int column = channel; column < width; column += channels) {
-        slope[column] = float(-norm.weight[channel] * s * s * s * with_y / pixels);
-        constant[column] = float(-norm.weight[channel] * s * sum / pixels - double(slope[column]) * norm.mean[channel]);
-      }
+      const Norm::Line line = norm.gradient(channel, sum, with_y, pixels);
+      for (int column = channel; column < width; column += channels) slope[column] = line.slope, constant[column] = line.constant;
     }
     each_number([&](long at, int column) {
       const V from = load<L>(x + at), y = Activation::template before<L>(from);
