@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+def alone_in(folder: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
     """Keep out every other process (or thread) that wants to be alone in this folder, which is made when missing.
 
     Where the system locks no folders (Windows, some network disks) nobody is kept out. It is the folder itself that is locked: no file
@@ -55,6 +55,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     Raises
     ------
+    BlockingIOError : another is alone there, and `wait` is False.
     OSError : when the folder cannot be made or opened.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -65,8 +66,12 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # the system locks no folders
+            pass
         yield
     finally:
         os.close(descriptor)

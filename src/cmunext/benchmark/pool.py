@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any
 
 from cmunext.benchmark.cell import record_failure, run_cell, sweep
 from cmunext.benchmark.grid import Cell, Grid
 from cmunext.errors import InputError, UsageError
+from cmunext.storage import alone_in
 
 Told = Callable[[Cell, str], None]  # a cell, and "started", "done" or why it failed
 DIED = "the worker process died, killed or out of memory; give the grid fewer --workers, or see the end of the run's log.txt"
@@ -188,19 +188,10 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
-    """Hold the folder against a second grid; the system lets go of it when this process ends. Not on systems without flock."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        yield
-        return
-    locks: Any = fcntl
-    runs = out / "runs"
-    runs.mkdir(exist_ok=True)
-    with (runs / ".lock").open("w") as held:
+    """Hold the folder against a second grid."""
+    with ExitStack() as held:
         try:
-            locks.flock(held, locks.LOCK_EX | locks.LOCK_NB)
+            held.enter_context(alone_in(out / "runs", wait=False))
         except BlockingIOError as error:
             raise InputError(f"another benchmark is at work in {out}; wait for it, or give another --out") from error
         yield
