@@ -24,14 +24,14 @@ def fixtures(shared: Path) -> Path:
 
 
 @pytest.fixture
-def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """While it is entered, the system writes no more than a thousand bytes to any file: an OSError at the place of "No space left"."""
+def full_disk() -> Callable[..., AbstractContextManager[None]]:
+    """While it is entered, the system writes no more than so many bytes to any file: an OSError at the place of "No space left"."""
     resource = pytest.importorskip("resource", reason="this system has no limits of file size")
 
     @contextmanager
-    def limited() -> Iterator[None]:
+    def limited(size: int = 1000) -> Iterator[None]:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         try:
             yield
         finally:

@@ -28,6 +28,19 @@ def one_layer_from(in_channels: int, num_classes: int, *, pretrained: str | None
     return network
 
 
+class Ruined(nn.Module):
+    """Its loss is finite and its gradient is not."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.layer = nn.Conv2d(in_channels, num_classes, 1)
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W -> N x K x H x W."""
+        return self.layer(x) + self.nothing.sqrt()
+
+
 def failing(in_channels: int, num_classes: int) -> nn.Module:
     """Cannot be built."""
     raise RuntimeError("no such luck")

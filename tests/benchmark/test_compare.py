@@ -69,6 +69,7 @@ def test_of_distances_and_errors_less_is_better(metric):
     (pair,) = found.pairs
     assert (pair.wins, pair.losses, pair.effect) == (9, 0, 1.0)
     assert pair.difference < 0
+    assert pair.median_difference == pytest.approx(-2 - 0.9 * 4)
     assert "near is better than far" in found.sentence(pair)
     assert found.to_dict()["lower_is_better"]
 

@@ -22,6 +22,7 @@ from cmunext.benchmark.agreement import check_agreement
 from cmunext.benchmark.cell import run_cell
 from cmunext.benchmark.estimate import duration, plans
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.benchmark.results import scores_of
 from cmunext.benchmark.store import Store
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
@@ -63,6 +64,8 @@ def test_cells_are_laid_out_in_order_with_overrides(tmp_path):
         ({"device": "tpu"}, "choose one of auto, cpu, cuda"),
         ({"recipes": {"x": {"set": {"epoch": 3}}}}, "no setting 'epoch'"),
         ({"recipes": {"x": {"base": "best"}}}, "no recipe"),
+        ({"recipes": {"x": {"set": {"seed": 3}}}}, "has seed, .* give it as the grid's `seeds`"),
+        ({"networks": {"x": {"network": ONE, "set": {"name": "y"}}}}, "has name"),
         ({"networks": {"x": {"size": 3}}}, "unknown entry 'size'"),
         ({"datasets": {"d": {"root": "data", "lists": {"1": {"train": "train.txt"}}}}}, "a path in"),
         ({"networks": {"a:b": {}, "a/b": {}}}, "several cells called"),
@@ -217,6 +220,34 @@ def test_a_cell_of_another_plan_is_not_put_beside_the_others(finished):
         check_agreement(grid, grid.cells[-1], Store(folder / "out"))
     for option in ([], ["--dry-run"], ["--only", "tables"]):
         assert main(["benchmark", str(folder / "changed.json"), "--out", str(folder / "out"), *option]) == 2
+
+
+def test_scores_that_nothing_tells_of_are_made_again(finished, tmp_path):
+    folder, _ = finished
+    grid = read_grid(folder / "grid.json")
+    done, store = Store(folder / "out"), Store(tmp_path)
+    cell = next(cell for cell in grid.cells if cell.label == "one")
+    shutil.copytree(done.run(cell), store.run(cell))
+    shutil.copytree(done.cell(cell), store.cell(cell))
+    (store.cell(cell) / "config.json").unlink()
+    (store.cell(cell) / "last.csv").write_text((store.cell(cell) / "last.csv").read_text().replace("0.", "0.1"))
+    assert scores_of(store, [cell], "last") == []
+    assert run_cell(grid, cell, tmp_path, threads=1)
+    assert digests(store.cell(cell)) == digests(done.cell(cell))
+
+
+def test_another_external_dataset_of_the_same_name_is_not_put_beside_the_first(finished):
+    folder, _ = finished
+    values = json.loads((folder / "grid.json").read_text())
+    external = values["datasets"]["disks"]["external"]
+    external["more"] = {"root": "other", "list": "val.txt"}
+    (folder / "more.json").write_text(json.dumps(values))
+    external["some"]["list"] = "val.txt"
+    (folder / "moved.json").write_text(json.dumps(values))
+    more, moved = read_grid(folder / "more.json"), read_grid(folder / "moved.json")
+    check_agreement(more, more.cells[-1], Store(folder / "out"))
+    with pytest.raises(UsageError, match="another external dataset some than"):
+        check_agreement(moved, moved.cells[-1], Store(folder / "out"))
 
 
 def test_weights_of_another_training_are_not_scored(finished, tmp_path):

@@ -53,6 +53,17 @@ def test_image_and_mask_move_together() -> None:
         assert set(np.unique(moved)) <= {0, 1}
 
 
+def test_shifts_are_shares_of_each_side() -> None:
+    moved = Augmentation(rotate90=0, flip=0, affine=1.0, rotation=0, scale=1.0, shift=0.25)
+    mask = np.zeros((1, 32, 128, 1), np.uint8)
+    mask[0, 14:18, 60:68] = 1
+    image = np.zeros((32, 128, 3), np.uint8)
+    found = [np.argwhere(augment(image, mask, moved, np.random.default_rng(seed))[1][..., 0]).mean(0) for seed in range(40)]
+    down, right = np.abs(np.array(found) - (15.5, 63.5)).max(0)
+    assert 6 < down <= 8 + 0.5  # of 32 pixels
+    assert 24 < right <= 32 + 0.5  # of 128
+
+
 def test_intensity_changes_leave_the_mask_and_are_alike_in_all_channels() -> None:
     image = np.repeat(np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8), 3, -1)
     mask = np.ones((1, 32, 32, 1), np.uint8)

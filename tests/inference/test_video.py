@@ -118,7 +118,7 @@ def test_mp4(network: Path, clip: Path, tmp_path: Path) -> None:
 class Camera:
     """Frames without an end, as `cv2.VideoCapture` gives them; interrupts at the tenth."""
 
-    def __init__(self, source: object, reader: int = 0):
+    def __init__(self, source: int):
         self.source, self.taken = source, 0
 
     def isOpened(self) -> bool:
@@ -140,7 +140,10 @@ class Camera:
 def test_a_camera_goes_on_until_it_is_interrupted(
     clip: Path, network: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(video.cv2, "VideoCapture", Camera)
+    of_file = cv2.VideoCapture
+    monkeypatch.setattr(
+        video.cv2, "VideoCapture", lambda source, *more: Camera(source) if isinstance(source, int) else of_file(source, *more)
+    )
     call = ["segment", "--weights", str(network), "--backend", "onnxruntime", "--camera"]
     assert main([*call, "0", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
@@ -160,6 +163,14 @@ def test_an_interrupted_file_leaves_nothing(clip: Path, network: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         segment_video(Segmenter.load(network), clip, tmp_path / "out", progress=interrupt)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_a_video_that_a_full_disk_cut_off_is_not_kept(clip: Path, network: Path, tmp_path: Path, full_disk, suffix: str) -> None:
+    source = clip.rename(clip.with_suffix(suffix))
+    with full_disk(4000), pytest.raises(OSError, match="frames could be written"):
+        segment_video(Segmenter.load(network), source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cases(run, tmp_path: Path
     assert not (tmp_path / "run").exists(), "and nothing is in the way of the corrected command"
 
 
+def test_weights_that_the_last_step_of_an_epoch_ruined_are_not_saved(run, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    done = run(tmp_path / "data", tmp_path / "run", "--network", "tests.tiny_training:Ruined", "--set", "batch_size=100")
+    assert done.code == 1
+    assert "the weights are not finite after step 1 of epoch 1" in done.told
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
     names = write_dataset(tmp_path / "data", classes=2)
     softmax = ("--set", "loss=boundary-dou", "--set", "precision=32-true", "--set", "size=48")  # the size of the images
@@ -166,6 +175,16 @@ def test_a_run_keeps_to_the_class_names_that_it_was_begun_with(run, tmp_path: Pa
     refused = run(tmp_path / "data", tmp_path / "run", "--resume")
     assert refused.code == 2
     assert "was begun with the classes class 0, class 1, and" in refused.told
+
+
+def test_a_run_that_has_no_checkpoint_says_what_it_is_begun_anew_with(run, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    assert run(tmp_path / "data", tmp_path / "run", "--network", "tests.tiny_training:one_layer").code == 0
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "recipe.json":
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    assert run(tmp_path / "data", tmp_path / "run", "--network", "tests.tiny_training:three_layers", "--resume").code == 0
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["network"] == "tests.tiny_training:three_layers"
 
 
 def test_what_was_there_stays_when_a_run_begun_anew_fails(run, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whether what lies in a grid's folder was made by the plan that the grid has now, so that nothing unequal is put side by side."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,8 +31,17 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         **_named_classes(cell.dataset.root),
         **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
         **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
+        **({"external": external} if (external := _external(cell)) else {}),
         **{name: file_sha256(path) for name, path in files.items() if path.is_file()},
     }
+
+
+def _external(cell: Cell) -> dict[str, str]:
+    """External dataset -> SHA-256 of its cases' names, for those that are here and that the cell is scored on."""
+    if cell.lists.kind != "official":
+        return {}
+    here = (one for one in cell.dataset.external if one.root.is_dir() and (one.cases is None or one.cases.is_file()))
+    return {one.name: hashlib.sha256("\n".join(one.names()).encode()).hexdigest() for one in here}
 
 
 def _named_classes(root: Path) -> dict[str, list[str]]:
@@ -52,13 +62,25 @@ def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
     absent = ("teachers", "start") if isinstance(cell.start, Path) else ("teachers", "start", "start_sha256")  # unless planned
-    for key, value in (dict.fromkeys(absent) | plan_of(grid, cell)).items():
-        if kept.get(key) != value:
-            changed = next((one for one in value if kept[key].get(one) != value[one]), "") if isinstance(value, dict) else ""
-            what = f"{key} {changed}".strip()
-            raise UsageError(
-                f"{path} was made with another {what} than the grid now has; delete its folder, or give another --out"
-            )
+    plan = plan_of(grid, cell)
+    scored, external = kept.get("external", {}), plan.pop("external", {})
+    changed = [
+        _what_differs(key, kept.get(key), value)
+        for key, value in (dict.fromkeys(absent) | plan).items()
+        if kept.get(key) != value
+    ]
+    # one that the cell is not yet scored on contradicts nothing
+    changed += [f"external dataset {name}" for name, digest in external.items() if scored.get(name, digest) != digest]
+    if changed:
+        raise UsageError(
+            f"{path} was made with another {changed[0]} than the grid now has; delete its folder, or give another --out"
+        )
+
+
+def _what_differs(key: str, kept: Any, planned: Any) -> str:
+    if not (isinstance(kept, dict) and isinstance(planned, dict)):
+        return key
+    return f"{key} {next((one for one in planned if kept.get(one) != planned[one]), '')}".strip()
 
 
 def check_run(cell: Cell, store: Store) -> None:

@@ -31,6 +31,9 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     if not store.missing(cell):
         return True
     check_run(cell, store)
+    if not (folder / CONFIG).is_file():  # nothing tells what scores without it are of
+        for path in store.scores(cell).values():
+            path.unlink(missing_ok=True)
     if not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
         if not _train(grid, cell, store, threads):
             return False
@@ -172,17 +175,15 @@ def _score(grid: Grid, cell: Cell, external: External | None, weights: Path, pat
     from cmunext.data.layout import Layout
     from cmunext.inference.segmenter import Segmenter
 
-    root, cases = (external.root, external.cases) if external else (cell.dataset.root, cell.lists.validation)
+    root = external.root if external else cell.dataset.root
     layout = Layout.open(root)
     with grid_networks_trusted(grid):
         segmenter = Segmenter.load(weights, backend="torch", device=_inference_device(grid.device))
-    names = layout.read_list(cases) if cases else layout.cases
+    names = external.names() if external else layout.read_list(cell.lists.validation)
     found = evaluate(segmenter, layout, names, at=grid.at, surface=grid.surface)  # type: ignore[arg-type]
     if found.failures:
         name, sentence = found.failures[0]
-        raise InputError(
-            f"{len(found.failures)} cases of {cases.name if cases else root} could not be measured, the first {name}: {sentence}"
-        )
+        raise InputError(f"{len(found.failures)} cases of {root} could not be measured, the first {name}: {sentence}")
     if external and found.learnt_from:
         raise InputError(
             f"{weights} learnt from {found.learnt_from} of the {len(names)} images of {root}, so a score there would be too good; "

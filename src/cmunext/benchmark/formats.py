@@ -23,12 +23,19 @@ def latex(title: str, preface: Sequence[str], header: Sequence[str], body: Itera
 
 
 def comma_separated(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV, every number in full; an empty cell where there is none (None or NaN)."""
+    """CSV, every value as `exact` writes it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([_exact(cell) for cell in row] for row in rows)
+    writer.writerows([exact(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def exact(value: object) -> str:
+    """A value in full; empty where there is none (None or NaN)."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def rounded(value: float | None, digits: int) -> str:
@@ -43,9 +50,3 @@ def _bar(cells: Sequence[str]) -> str:
 def _ampersands(cells: Sequence[str]) -> str:
     escaped = (cell.replace("%", "\\%").replace("_", "\\_").replace("<", "$<$").replace(" x ", " $\\times$ ") for cell in cells)
     return f"{' & '.join(escaped)} \\\\"
-
-
-def _exact(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return repr(float(value)) if isinstance(value, float) else str(value)

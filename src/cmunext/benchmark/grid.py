@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmunext.data.layout import Layout
 from cmunext.training.recipe import Recipe
 
 
@@ -38,6 +39,11 @@ class External:
     name: str
     root: Path
     cases: Path | None
+
+    def names(self) -> list[str]:
+        """The names of its cases. Raises what `data.layout` raises."""
+        layout = Layout.open(self.root)
+        return layout.read_list(self.cases) if self.cases else list(layout.cases)
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,9 @@ class _Reader:
 
     def settings(self, entry: dict[str, Any], what: str) -> list[str]:
         chosen = self.table(entry.pop("set", {}), f"{what}.set")
+        for key, instead in (("seed", "the grid's `seeds`"), ("name", "the recipe's name in the grid")):
+            if key in chosen:
+                raise UsageError(f"{what}.set in {self.file} has {key}, which is not set here; give it as {instead}")
         return [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
 
     def dataset(self, name: str, entry: dict[str, Any]) -> Dataset:

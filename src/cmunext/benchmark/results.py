@@ -22,7 +22,7 @@ import numpy as np
 from cmunext.benchmark.compare import read_scores
 from cmunext.benchmark.grid import Cell, Dataset, Grid, ListPair
 from cmunext.benchmark.statistics import bootstrap_mean, holm, wilcoxon
-from cmunext.benchmark.store import HISTORY, Store
+from cmunext.benchmark.store import CONFIG, HISTORY, Store
 from cmunext.data.duplicates import linked
 from cmunext.data.layout import list_entries, quote, resolve
 from cmunext.data.table import PATIENT_COLUMN, read_table
@@ -102,7 +102,7 @@ def scores_of(store: Store, cells: Iterable[Cell], column: str) -> list[dict[str
     """For each training behind a column: {"iou": case -> score, "f1": ...}. Empty when one is missing, or there is none."""
     found = []
     for cell, path in files_of(store, cells, column):
-        if not path.is_file():
+        if not (path.is_file() and (path.parent / CONFIG).is_file()):
             return []
         scores = {metric: read_scores(path, metric) for metric in ("iou", "f1")}
         if column == "clean":

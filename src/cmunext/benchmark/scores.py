@@ -1,7 +1,5 @@
 """What an evaluation found: scores image by image, as a table of cases and as a summary with intervals."""
 
-import csv
-import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunext.benchmark.formats import comma_separated, exact
 from cmunext.benchmark.statistics import Reliability, bootstrap_mean
 from cmunext.data.table import PATIENT_COLUMN
 from cmunext.metrics import SCORES, Counts, average, scores, summarise
@@ -87,16 +86,11 @@ class Evaluation:
             columns |= self.per_image()
             for k, label in enumerate(self.classes):
                 columns |= {f"{name}_{label}": values[:, k] for name, values in (whole | by_class).items()}
-        return list(columns), [[_text(value) for value in row] for row in zip(*columns.values(), strict=True)]
+        return list(columns), [[exact(value) for value in row] for row in zip(*columns.values(), strict=True)]
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `table` as CSV (UTF-8, LF) in one step. Raises OSError, leaving what was there."""
-        columns, rows = self.table()
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
+        write_text(path, comma_separated(*self.table()))
 
     def summary(self, groups: Sequence[str] | None = None) -> dict[str, Any]:
         """Averages and intervals, as values that JSON can hold; undefined is None.
@@ -163,12 +157,6 @@ def is_scores(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as those that `Evaluation.write` wrote."""
     with Path(path).open("rb") as file:
         return file.readline().startswith(b"case,class,")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return "" if math.isnan(value) else repr(float(value))
-    return str(value)
 
 
 def finite(value: Any) -> Any:

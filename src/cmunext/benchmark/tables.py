@@ -170,7 +170,7 @@ def preface(grid: Grid, dataset: Dataset, recipe: str) -> list[str]:
     return [
         f"Grid {grid.name}: {_counted(epochs, 'epoch', ' or ')} of training, lists {', '.join(lists)}, seed "
         f"{', '.join(map(str, seeds))}; masks compared at {grid.at} size. IoU and F1 are means over images, per cent, "
-        "with a 95 % bootstrap interval over images.",
+        "with a 95 % bootstrap interval over images; those that share a group or a patient are drawn together.",
     ]
 
 

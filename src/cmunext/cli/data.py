@@ -1,7 +1,7 @@
 """`cmunext prepare`, `cmunext audit` and `cmunext split`: from a download to a checked dataset folder with lists."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,9 +40,10 @@ def prepare(
 
     What is there already with the same content is left as it is. Exit code 1 when something had to be skipped.
     """
+    from cmunext.cli.console import progress
     from cmunext.data import prepare as library
 
-    report = library.prepare(src, dst, kind=kind, normals=normals, overwrite=overwrite, progress=_progress("preparing"))
+    report = library.prepare(src, dst, kind=kind, normals=normals, overwrite=overwrite, progress=progress("preparing"))
     _print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else _prepared(report, dst))
     if report.skipped:
         raise typer.Exit(1)
@@ -98,18 +99,19 @@ def audit(
     Clusters are cases that show the same frame; leaks are the cases of a list that show the same frame as one of a list before it.
     Exit code 1 when there are problems; leaks are problems, clusters are not.
     """
+    from cmunext.cli.console import progress
     from cmunext.data import audit as library
     from cmunext.data.layout import Layout
     from cmunext.data.pictures import write_pictures
 
     stages = ["looking over", *(["proposing duplicates", "confirming them"] if duplicates == "near" else []), "comparing masks"]
     found = library.audit(
-        dataset, [*(lists or ()), *(more or ())], search=duplicates, similarity=similarity, progress=_progress(*stages)
+        dataset, [*(lists or ()), *(more or ())], search=duplicates, similarity=similarity, progress=progress(*stages)
     )
     written = list(library.write_findings(dataset, found, out)) if out else []
     if pictures:
         layout = Layout.open(dataset)
-        written.append(write_pictures(pictures, layout, found.pairs, library.classes_in(layout), _progress("drawing")))
+        written.append(write_pictures(pictures, layout, found.pairs, library.classes_in(layout), progress("drawing")))
     _print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else _audited(found))
     for path in written:
         typer.echo(f"written: {path}", err=True)
@@ -140,30 +142,15 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Cut a dataset into NAME_train.txt and NAME_val.txt, or into folds, stratified by class."""
+    from cmunext.cli.console import progress
     from cmunext.data import split as library
 
     val = 0.3 if val is None and folds is None else val
-    stages = _progress("looking for duplicates", "proposing duplicates", "confirming them")
+    stages = progress("looking for duplicates", "proposing duplicates", "confirming them")
     report = library.split(
         dataset, val=val, folds=folds, seed=seed, group=group, out=out, name=name, overwrite=overwrite, progress=stages
     )
     _print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else _cut(report))
-
-
-def _progress(*stages: str) -> Any:
-    """A bar on stderr while a terminal looks on, for one stage after the other."""
-    descriptions = iter(stages)
-
-    def wrap(cases: Sequence[Any]) -> Iterable[Any]:
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        return track(
-            cases, next(descriptions, stages[-1]), console=console, transient=True, disable=not console.is_terminal or not cases
-        )
-
-    return wrap
 
 
 def _print(text: str) -> None:

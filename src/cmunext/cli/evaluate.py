@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +87,7 @@ def evaluate(
     from cmunext.benchmark.predicted import MaskFolder
     from cmunext.benchmark.strata import cleanness_of, columns_of, standard_strata, strata_of
     from cmunext.benchmark.worst import check_folder, worst_of, write_worst
+    from cmunext.cli.console import progress
     from cmunext.data.layout import Layout
     from cmunext.data.split import groups_of
     from cmunext.errors import UsageError
@@ -112,7 +113,7 @@ def evaluate(
         source = MaskFolder.open(weights, layout.class_names)
     else:
         source = Segmenter.load(weights, backend, device, threads or None, precision)
-    evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=_track("measuring"))  # type: ignore[arg-type]
+    evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=progress("measuring"))  # type: ignore[arg-type]
     if out is not None:
         evaluation.write(out)
         if not as_json:
@@ -138,7 +139,7 @@ def evaluate(
     }
     if pictures is not None and document["worst"]:
         page = write_worst(
-            pictures, source, layout, evaluation, document["worst"], _what(document, evaluation), _track("drawing")
+            pictures, source, layout, evaluation, document["worst"], _what(document, evaluation), progress("drawing")
         )
         typer.echo(f"written: {page}", err=True)
     if as_json:
@@ -176,19 +177,6 @@ def _check_out(out: Path | None, weights: str, list_file: Path | None, dataset: 
         raise UsageError(f"--out is {out}, which is there and is no score table; give another name, such as scores.csv")
     if out.suffix.lower() in (".xlsx", ".xls", ".ods", ".json"):
         raise UsageError(f"--out is {out}, and scores are written as CSV; name it {out.with_suffix('.csv').name}")
-
-
-def _track(what: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
-    """A bar on stderr while a terminal looks on."""
-
-    def wrap(cases: Sequence[Any]) -> Iterable[Any]:
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        return track(cases, what, console=console, transient=True, disable=not console.is_terminal)
-
-    return wrap
 
 
 def _what(document: dict[str, Any], evaluation: "Evaluation") -> str:

@@ -1,6 +1,7 @@
 """Segmenting a video, or what a camera sees, frame by frame: an overlay video, and a table of the lesions' area over time."""
 
 import csv
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,7 @@ def segment_video(
                     summary = _run(segmenter, first, moving, writer, table_file, spacing, jobs, live, progress)
                 finally:
                     writer.release()
+                _require_frames(picture_file, summary["frames"], picture)
             record = {
                 "source": str(named),
                 "width": width,
@@ -186,6 +188,17 @@ def _rows(number: int, seconds: float, segmentation: Segmentation, classes: tupl
             lesions[0].area if lesions else 0,
             f"{sum(lesion.mean_probability * lesion.area for lesion in lesions) / area:.4f}" if lesions else "",
         ]
+
+
+def _require_frames(written: Path, frames: int, named: Path) -> None:
+    """Raise OSError when a video holds fewer frames than it was given: OpenCV's writer does not tell of a disk that is full."""
+    video = cv2.VideoCapture(str(written))
+    try:
+        whole = all(video.grab() for _ in range(frames))
+    finally:
+        video.release()
+    if not whole:
+        raise OSError(errno.ENOSPC, f"not all of its {frames} frames could be written; is the disk full?", str(named))
 
 
 @contextmanager

@@ -146,6 +146,11 @@ def fit(
         progress.losses = [float(loss) for loss in running]  # waits for the device
         if not all(map(math.isfinite, progress.losses)):
             raise _not_finite(running, progress.epoch, batches, train, run)
+        if not torch.stack([values.isfinite().all() for values in (*network.parameters(), *network.buffers())]).all():
+            raise InputError(  # which the next loss would show, when they are saved already
+                f"the weights are not finite after step {progress.batch} of epoch {progress.epoch + 1}; lower the learning rate; "
+                f"{_saved_before(run)}"
+            )
         if progress.batch < batches_per_epoch:
             save()
             return progress
@@ -280,11 +285,14 @@ def _not_finite(losses: list[float | Tensor], epoch: int, batches: list[np.ndarr
     """What is wrong with an epoch in which a loss is not finite."""
     batch, loss = next((number, float(loss)) for number, loss in enumerate(losses) if not math.isfinite(float(loss)))
     names = ", ".join(train.names[index] for index in batches[batch])
-    earlier = "last.ckpt holds an earlier state" if (run / checkpoint.FILE).is_file() else "nothing was saved"
     return InputError(
         f"the loss is {loss} at step {epoch * len(batches) + batch} (epoch {epoch + 1}, batch {batch + 1}), cases: {names}; "
-        f"look at these images, or lower the learning rate; {earlier}"
+        f"look at these images, or lower the learning rate; {_saved_before(run)}"
     )
+
+
+def _saved_before(run: Path) -> str:
+    return "last.ckpt holds an earlier state" if (run / checkpoint.FILE).is_file() else "nothing was saved"
 
 
 def _freeze_batch_statistics(network: nn.Module) -> None:

@@ -101,7 +101,7 @@ def train(task: Task, reporter: Reporter) -> Progress:
     before = set(task.out.iterdir()) if task.out.is_dir() else set()
     if fabric.is_global_zero:
         task.out.mkdir(parents=True, exist_ok=True)
-        if not saved:
+        if not (task.out / CHECKPOINT).is_file():  # what was begun and got nowhere may have been something else
             write_json(
                 task.out / RECIPE_FILE,
                 {

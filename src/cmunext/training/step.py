@@ -39,7 +39,7 @@ def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
         else:  # counters of batches
             torch._foreach_copy_(averaged, current)
 
-    return AveragedModel(deepcopy(network), multi_avg_fn=blend, use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=blend, use_buffers=True)
 
 
 def lay_out(network: nn.Module, layout: torch.memory_format, optimizer: torch.optim.Optimizer | None = None) -> None:
