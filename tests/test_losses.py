@@ -150,6 +150,8 @@ def test_wrong_targets_are_named():
     logits = torch.zeros(2, 3, 8, 8)
     with pytest.raises(InputError, match="2 x 1 x 8 x 8"):
         BCEDiceLoss()(logits, torch.zeros(2, 1, 8, 8))
+    with pytest.raises(InputError, match="values up to 255; give 0 and 1"):
+        BCEDiceLoss()(logits, torch.full((2, 3, 8, 8), 255, dtype=torch.uint8))
     with pytest.raises(InputError, match="class 3"):
         BoundaryDoULoss(3)(logits, torch.full((2, 8, 8), 3))
     with pytest.raises(InputError, match="class -1"):

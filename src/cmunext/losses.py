@@ -23,7 +23,7 @@ def bce_dice_per_sample(logits: Tensor, target: Tensor) -> Tensor:
     Parameters
     ----------
     logits : float N x K x H x W, any real value.
-    target : bool, integer or float of the same shape, in [0, 1]; each channel is one class by itself.
+    target : bool, integer or float of the same shape, in [0, 1]; each channel is one class by itself. Of integers that is looked at.
 
     Returns
     -------
@@ -31,10 +31,12 @@ def bce_dice_per_sample(logits: Tensor, target: Tensor) -> Tensor:
 
     Raises
     ------
-    InputError : when the shapes differ.
+    InputError : when the shapes differ, or an integer target has other values than 0 and 1.
     """
     if logits.shape != target.shape:
         raise InputError(f"the target is {_shape(target)} and the logits are {_shape(logits)}; give both as N x K x H x W")
+    if not target.is_floating_point() and target.dtype != torch.bool and (highest := int(target.max())) > 1:
+        raise InputError(f"the target has values up to {highest}; give 0 and 1, such as (mask > 127)")
     logits = _at_least_float32(logits)
     target = target.to(logits.dtype)
     bce = binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)

@@ -7,6 +7,8 @@ preprocessing of their code; nothing in it is ever executed.
 import io
 import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +122,19 @@ def write_pickled(path: str | os.PathLike[str], content: Any) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_pickled(path: Path) -> Any:
+    """Read what `write_pickled` or `torch.save` wrote. Raises what `torch.load` does, and RuntimeError when a checksum is wrong."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not look at checksums
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise RuntimeError(str(error)) from error
+        if damaged:
+            raise RuntimeError(f"the checksum of {damaged} in it is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _require_trust(network: str, path: Path) -> None:
     """Refuse a file that names code outside this program, unless the user has named it too: a file must not choose what runs."""
     if ":" in network and network not in os.environ.get(TRUSTED, "").split(","):
@@ -131,7 +146,7 @@ def _require_trust(network: str, path: Path) -> None:
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickled(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is refused: it is damaged, or holds Python objects that reading would have to execute; "

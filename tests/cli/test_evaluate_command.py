@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from cmunext.cli.main import main
 from cmunext.image.files import write_image, write_mask
 from cmunext.image.preprocess import Preprocessing
+from cmunext.inference.backends.signature import PRECISION
+from cmunext.inference.segmenter import Segmenter
 from cmunext.metadata import KEY, Metadata
 from cmunext.metrics import SCORES
 
@@ -74,6 +77,32 @@ def test_json_and_csv(weights, dataset, tmp_path, capsys):
     assert document["per_image"]["iou"] == pytest.approx(np.mean([float(row["iou"]) for row in rows]), rel=1e-14)
     # the second rectangle lacks 5 of 30 columns, the third 10
     assert [float(row["iou"]) for row in rows] == pytest.approx([1, 25 / 30, 20 / 30], abs=0.06)
+
+
+def test_weights_that_state_int8_are_scored_in_it(weights, dataset, capsys):
+    model = onnx.load(weights)
+    model.metadata_props.add(key=PRECISION, value="int8")
+    onnx.save(model, weights)
+    assert main(["evaluate", str(weights), str(dataset), "--backend", "onnxruntime", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["precision"] == "int8"
+    assert main(["evaluate", str(weights), str(dataset), "--backend", "onnxruntime", "--precision", "float32"]) == 2
+    assert "it computes in int8" in " ".join(capsys.readouterr().err.split())
+
+
+def test_scores_do_not_rest_on_bfloat16_unless_asked_for(weights, dataset, capsys, monkeypatch):
+    """`auto` may remember that it is faster."""
+    asked = []
+
+    def load(self, backend="auto", device="cpu", threads=None, precision=None):
+        asked.append(precision)
+        found = original(self, "onnxruntime", device, threads)
+        return Segmenter(replace(found.backend, precision=precision or "bfloat16"))
+
+    original = Segmenter.load
+    monkeypatch.setattr(Segmenter, "load", load)
+    assert main(["evaluate", str(weights), str(dataset), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["precision"] == "float32"
+    assert asked == [None, "float32"]
 
 
 def test_table_on_the_terminal(weights, dataset, capsys):

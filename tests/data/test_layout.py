@@ -91,6 +91,11 @@ def test_lists_in_every_form(tmp_path, content):
     assert read_list(tmp_path / "list.txt", NAMES) == ["benign (2)", "malignant (1)"]
 
 
+def test_a_name_with_blanks_around_it_is_itself(tmp_path):
+    (tmp_path / "list.txt").write_text(" a \nb \n c.png \n")
+    assert read_list(tmp_path / "list.txt", ["a", " a ", "b", "c"]) == [" a ", "b", "c"]
+
+
 def test_a_name_that_ends_like_a_file_is_itself(tmp_path):
     (tmp_path / "list.txt").write_text("a.png\nb.png\n")
     assert read_list(tmp_path / "list.txt", ["a.png", "a", "b"]) == ["a.png", "b"]

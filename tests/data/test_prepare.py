@@ -94,10 +94,10 @@ def test_modes_of_masks(tmp_path):
         assert np.array_equal(stored(tmp_path / "out" / "masks" / "0" / f"{name}.png"), truth), name
 
 
-@pytest.mark.parametrize("levels", [[0, 1, 2], [0, 40, 80, 120], [7, 7, 7], [3, 90, 90]])
+@pytest.mark.parametrize("levels", [[0, 1, 2], [0, 40, 80, 120], [7, 7, 7], [3, 90, 90], [0, *range(1, 301)]])
 def test_masks_of_which_nobody_can_tell_the_foreground(tmp_path, levels):
     with pytest.raises(InputError, match=r"the mask .* level"):
-        binary(np.array([levels], np.uint8), tmp_path)
+        binary(np.array([levels], np.uint16 if max(levels) > 255 else np.uint8), tmp_path)
 
 
 def test_masks_of_several_labels_and_turned_ones_are_skipped(tmp_path):

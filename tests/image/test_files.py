@@ -50,6 +50,19 @@ def test_every_lossless_kind_gives_the_pixels_that_were_put_in(tmp_path: Path, n
     np.testing.assert_array_equal(image, expected)
 
 
+def test_a_tiff_in_which_0_is_white(tmp_path: Path) -> None:
+    """As an export of MONOCHROME1; of 16 bits, which OpenCV decodes as they are stored."""
+    pixels = GREY.astype(np.uint16) * 257
+    black, white = struct.pack("<HHIH", 262, 3, 1, 1), struct.pack("<HHIH", 262, 3, 1, 0)
+    data = encoded(".tif", 65535 - pixels)
+    assert data.count(black) == 1
+    path = tmp_path / "inverted.tif"
+    path.write_bytes(data.replace(black, white))
+    (tmp_path / "plain.tif").write_bytes(encoded(".tif", pixels))
+    np.testing.assert_array_equal(read_image(path), read_image(tmp_path / "plain.tif"))
+    np.testing.assert_array_equal(read_grey(path), GREY)
+
+
 def test_jpeg_and_a_path_beyond_ascii(tmp_path: Path) -> None:
     path = tmp_path / "Bild – грудь – 乳腺 (1).jpg"
     path.write_bytes(encoded(".jpg", np.dstack([SMOOTH, SMOOTH, 255 - SMOOTH])))
@@ -135,6 +148,43 @@ def test_half_of_the_range_decides(tmp_path: Path) -> None:
     path.write_bytes(encoded(".png", levels))
     np.testing.assert_array_equal(read_grey(path), levels)
     np.testing.assert_array_equal(read_mask(path)[0], [0, 0, 0, 1, 1, 1, 0, 0])
+
+
+def squares(*values: int | tuple[int, int, int]) -> np.ndarray:
+    """A square of 20 x 20 of each value side by side on black: uint8 or uint16."""
+    drawn = np.zeros((40, 40 * len(values), *np.shape(values[0])), np.uint16 if np.max(values) > 255 else np.uint8)
+    for number, value in enumerate(values):
+        drawn[10:30, 40 * number + 10 : 40 * number + 30] = value
+    return drawn
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (85, 170, 255),
+        (100, 200),
+        tuple(range(10, 201, 10)),
+        (200 * 257, 50 * 257),
+        ((0, 0, 255), (0, 255, 0)),
+        ((0, 0, 128), (0, 128, 128)),
+    ],
+)
+def test_a_mask_of_several_classes_is_refused(tmp_path: Path, values: tuple) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(encoded(".png", squares(*values)))
+    with pytest.raises(InputError, match="draw each class in a mask of its own"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("blur", [0, 1, 3])
+@pytest.mark.parametrize("value", [255, 200, (0, 0, 255), (0, 200, 255)])
+def test_blurred_and_coloured_edges_make_no_second_class(tmp_path: Path, suffix: str, blur: int, value) -> None:
+    path, drawn = tmp_path / f"mask{suffix}", squares(value)
+    path.write_bytes(encoded(suffix, cv2.GaussianBlur(drawn, (0, 0), blur) if blur else drawn))
+    truth = drawn > 0 if drawn.ndim == 2 else drawn.any(-1)
+    found = read_mask(path)
+    assert (found & truth).sum() / (found | truth).sum() > 0.7
 
 
 def test_a_dark_mask_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:

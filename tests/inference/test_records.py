@@ -56,6 +56,24 @@ def test_earlier_records_stay_and_new_ones_of_their_sources_take_their_place(tmp
     assert kept(tmp_path) == on_disk(tmp_path, again, second, third)
 
 
+def test_files_of_a_record_that_is_replaced_go_with_it(tmp_path: Path) -> None:
+    before = {**record("first", lesions=[]), "mask": ["first_mask_a.png", "first_mask_b.png"]}
+    write_json(tmp_path / RECORDS, [before, record("second", lesions=[])])
+    written = ("first_mask_a.png", "first_mask_b.png", "first_mask.png", "second_mask.png", "first_overlay.png")
+    for name in written:
+        (tmp_path / name).touch()
+    with run(tmp_path, "first", overwrite=True) as records:
+        records.add(Path("first.png"), record("first", lesions=[]))
+    assert {path.name for path in tmp_path.iterdir()} == {RECORDS, *written[2:]}
+
+
+def test_two_links_to_a_file_are_two_sources(tmp_path: Path) -> None:
+    (tmp_path / "scan.png").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "scan.png")
+    with recording(tmp_path / "out", [tmp_path / "scan.png", tmp_path / "link.png"], files, False) as records:
+        assert [each["mask"] for each in records.files.values()] == ["scan_mask.png", "link_mask.png"]
+
+
 def test_runs_side_by_side_keep_each_others_records_and_names(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_json(tmp_path / folder / "scan.png", {})

@@ -132,6 +132,17 @@ def test_weights_are_found_by_name_in_a_folder_too(network: Path, tmp_path: Path
         Segmenter.load("no-twin")
 
 
+@pytest.mark.parametrize("spacing", [0.1, (0.1, 0.2, 0.3), (0.1, -1), ("a", "b"), (float("nan"), 1)])
+def test_a_spacing_that_is_none(network: Path, spacing) -> None:
+    with pytest.raises(UsageError, match="give two positive numbers"):
+        Segmenter.load(network)(dark_discs(), spacing)
+
+
+def test_an_image_that_is_neither_path_nor_array(network: Path) -> None:
+    with pytest.raises(UsageError, match="the image is a list; give a path"):
+        Segmenter.load(network)(dark_discs().tolist())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

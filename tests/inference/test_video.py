@@ -174,6 +174,18 @@ def test_a_video_that_a_full_disk_cut_off_is_not_kept(clip: Path, network: Path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_a_video_that_is_too_small(tmp_path: Path, network: Path, suffix: str) -> None:
+    path = tmp_path / f"small{suffix}"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, (4, 4))
+    for _ in range(3):
+        writer.write(np.zeros((4, 4, 3), np.uint8))
+    writer.release()
+    with pytest.raises(InputError, match="4 x 4 pixels are too few"):
+        segment_video(Segmenter.load(network), path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_video(clip: Path, network: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     segmenter = Segmenter.load(network)
     for name, content in (("text.mp4", b"no video\n" * 99), ("empty.avi", b""), ("cut.avi", clip.read_bytes()[:300])):

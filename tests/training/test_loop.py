@@ -148,6 +148,16 @@ def test_weights_do_not_need_the_file_that_training_began_with(run, tmp_path: Pa
         torch.testing.assert_close(loaded[key], value, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [("size=16", "batch_size=1"), ("size=16", "batch_size=7")])  # of 8 cases
+def test_norms_over_a_single_number_are_refused(run, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    write_dataset(tmp_path / "data")
+    more = [word for setting in (*settings, "freeze_batch_statistics=false") for word in ("--set", setting)]
+    done = run(tmp_path / "data", tmp_path / "run", *more)
+    assert done.code == 2
+    assert "at 16 x 16 a batch of a single image is too small for the norms of cmunext-s" in done.told
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "code", "told"),
     [

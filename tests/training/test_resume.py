@@ -90,6 +90,17 @@ def test_interrupt_saves_within_the_epoch_and_says_how_to_go_on(unbroken, tmp_pa
     assert digests(tmp_path / "run") == expected
 
 
+def test_a_checkpoint_with_a_changed_byte_is_not_gone_on_from(unbroken, tmp_path: Path) -> None:
+    root, _, _ = unbroken
+    shutil.copytree(root / "unbroken", tmp_path / "run")
+    content = bytearray((tmp_path / "run" / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "run" / "last.ckpt").write_bytes(content)
+    told = subprocess.run(command(root / "data", tmp_path / "run", "--resume"), capture_output=True, text=True)
+    assert told.returncode == 1
+    assert "last.ckpt cannot be read; delete it" in told.stderr
+
+
 def test_a_finished_run_resumes_to_itself(unbroken) -> None:
     root, expected, _ = unbroken
     subprocess.run(command(root / "data", root / "unbroken", "--resume"), check=True, capture_output=True)

@@ -42,7 +42,13 @@ def evaluate(
     ] = "native",
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino, native or torch.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="float32, or with openvino and native bfloat16.")] = "float32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, or with openvino and native bfloat16; by default what the file states, which is float32 but for INT8.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the network; 0 leaves it to the runtime.")] = 0,
     surface: Annotated[
         bool, typer.Option("--surface", help="Also HD95 and surface Dice, in pixels at the size of comparison.")
@@ -106,13 +112,17 @@ def evaluate(
     grouped_by, groups = groups_of(layout, names, group)
     source: Segmenter | MaskFolder
     if weights not in weight_names() and Path(weights).is_dir():
-        if (backend, device, precision, threads) != ("auto", "cpu", "float32", 0):
+        if (backend, device, precision, threads) != ("auto", "cpu", None, 0):
             raise UsageError(
                 f"{weights} is a folder of masks, and no network runs; leave out --backend, --device, --precision and --threads"
             )
         source = MaskFolder.open(weights, layout.class_names)
     else:
         source = Segmenter.load(weights, backend, device, threads or None, precision)
+        if (
+            precision is None and source.backend.precision == "bfloat16"
+        ):  # which auto may take, and on which no score should depend
+            source = Segmenter.load(weights, backend, device, threads or None, "float32")
     evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=progress("measuring"))  # type: ignore[arg-type]
     if out is not None:
         evaluation.write(out)

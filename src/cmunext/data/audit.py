@@ -33,7 +33,7 @@ from cmunext.data.prepare import binary
 from cmunext.data.sources import NORMAL
 from cmunext.data.table import classes_of, dataset_table
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import plain, read_grey, read_image
+from cmunext.image.files import in_8_bits, plain, read_image, read_levels
 from cmunext.metadata import measured_classes
 from cmunext.storage import write_bytes
 
@@ -258,7 +258,8 @@ def _check_masks(
     for number, path in enumerate(paths):
         name = f"masks/{number}/{path.name}"
         try:
-            levels = read_grey(path)
+            stored = read_levels(path)
+            levels = in_8_bits(stored, path)
         except InputError as error:
             problems.append(Problem(case, "mask", str(error)))
             continue
@@ -266,7 +267,7 @@ def _check_masks(
             sizes = f"{levels.shape[1]} x {levels.shape[0]}, its image {look.size[1]} x {look.size[0]}"
             problems.append(Problem(case, "size", f"{name} is {sizes}; redraw it, or let `cmunext prepare` resize it"))
         try:
-            mask = binary(levels, path)
+            mask = binary(stored, path)
         except InputError as error:
             problems.append(Problem(case, "levels", str(error)))
             continue

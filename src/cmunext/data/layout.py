@@ -133,7 +133,7 @@ def read_list(path: str | os.PathLike[str], known_names: Collection[str]) -> lis
 
 
 def list_entries(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a list, stripped, without blank ones. Raises UsageError (no such file) or InputError (not text)."""
+    """The lines of a list, without blank ones. Raises UsageError (no such file) or InputError (not text)."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"the list {path} is not a file; give a text file with one case name a line")
@@ -147,16 +147,18 @@ def list_entries(path: str | os.PathLike[str]) -> list[str]:
         raise InputError(f"the list {path} is not UTF-8 text; write one name a line, in UTF-8") from error
     if "\0" in text:
         raise InputError(f"the list {path} is not text; write one case name a line")
-    return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
 def resolve(entries: Iterable[str], known_names: Collection[str]) -> list[str]:
-    """Entries of a list as case names: an image suffix is taken off where the entry itself is not a known name."""
+    """Entries of a list as case names: where an entry is no known name as it stands, blanks around it and an image suffix are taken off."""
     known = frozenset(known_names)
 
     def name_of(entry: str) -> str:
+        if entry in known or (entry := entry.strip()) in known:
+            return entry
         name, suffix = os.path.splitext(entry)  # noqa: PTH122 (an entry is a name, not a path)
-        return name if entry not in known and suffix.lower() in IMAGE_SUFFIXES else entry
+        return name if suffix.lower() in IMAGE_SUFFIXES else entry
 
     return [name_of(entry) for entry in entries]
 
@@ -170,7 +172,7 @@ def class_names(path: Path, number: int) -> tuple[str, ...]:
     """
     if not path.is_file():
         return unnamed_classes(number)
-    names = tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in list_entries(path))
+    names = tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in map(str.strip, list_entries(path)))
     if len(names) == len(set(names)) == number:
         return names
     if number == 1:

@@ -15,7 +15,7 @@ from cmunext.data.layout import CLASSES, class_names, quote
 from cmunext.data.sources import NORMAL, Download, Source, find
 from cmunext.data.table import TABLE, table_content
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import read_grey, read_image, write_image, write_mask
+from cmunext.image.files import in_8_bits, read_grey, read_image, read_levels, thresholded, write_image, write_mask
 from cmunext.metadata import unnamed_classes
 from cmunext.storage import write_bytes
 
@@ -227,8 +227,8 @@ def _decoded(source: Source) -> _Case:
     for number, files in enumerate(source.masks):
         merged = np.zeros(shape, bool)
         for path in files:
-            levels = read_grey(path)
-            mask = binary(levels, path)
+            stored = read_levels(path)
+            levels, mask = in_8_bits(stored, path), binary(stored, path)
             if not np.array_equal(levels, mask * np.uint8(255)):
                 notes.add("binarised")
             if 0 < (level := int(levels.max())) <= LARGEST_LABEL:
@@ -255,17 +255,18 @@ def _check_upright(mask: tuple[int, ...], image: tuple[int, ...], path: Path) ->
         )
 
 
-def binary(levels: NDArray[np.uint8], path: Path) -> NDArray[np.bool_]:
-    """A mask's grey levels -> bool of the same shape: true above half of the range, or at the one level that is not 0.
+def binary(stored: NDArray[Any], path: Path) -> NDArray[np.bool_]:
+    """A mask's levels as `read_levels` gives them -> bool of the same shape: true above half of the range, or at the one level that is not 0.
 
-    Raises InputError where the levels are many and all dark, as in a label map, so that nobody can tell what is foreground.
+    Raises InputError where the levels are several and all dark, or as `thresholded` does, so that nobody can tell what is foreground.
     """
-    values = np.unique(levels)
-    if values[-1] > 127:
-        return levels > 127
+    mask = thresholded(stored, path)
+    if mask.any():
+        return mask
+    values = np.unique(stored)
     if len(values) == 1 and values[0] > 0:
         raise InputError(f"{path}: the mask is of one level, {values[0]}, all over; draw the lesion white (255) on black (0)")
     if len(values) <= 2 and values[0] == 0:
-        return levels > 0
-    shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        return stored > 0
+    shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if len(values) > 5 else "")
     raise InputError(f"{path}: the mask has the levels {shown}; draw each class in a mask of its own, white (255) on black (0)")

@@ -23,6 +23,8 @@ from cmunext.storage import write_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")  # what a folder is searched for
 MAX_PIXELS = 100_000_000  # beyond it a header is taken for damaged or hostile
+DARK, BRIGHT = 1 / 8, 7 / 8  # of a mask's brightest level: what is between is neither background nor, in areas, foreground
+SMALL = 0.01  # share of a mask's foreground that makes no area
 MIN_SIDE = 8  # a smaller picture shows nothing that could be outlined
 
 _SIGNATURES = {png.SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
@@ -57,28 +59,66 @@ def read_grey(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     levels (or labels) in a wider file. Real numbers up to 1 are multiplied by 255, others clipped to 0..255. `np.unique` of the result
     tells whether a mask is strictly binary. Raises as `read_image`.
     """
-    return _in_8_bits(read_levels(path, max_pixels), path)
+    return in_8_bits(read_levels(path, max_pixels), path)
 
 
 def read_levels(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """Read the levels of a mask as they are stored: H x W of any depth, the brightest channel of each pixel. Raises as `read_image`."""
+    """Read the levels of a mask as they are stored: H x W of any depth, the brightest channel of each pixel.
+
+    Raises as `read_image`; and InputError for a mask with areas of several colours, of which nobody can tell which is foreground.
+    """
     pixels = _decode(path, max_pixels)
-    return pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    if pixels.ndim == 2:
+        return pixels
+    levels = pixels.max(axis=2)
+    channels_on = (pixels > levels[..., None] / 2) & (levels > levels.max() * DARK)[..., None]
+    colours = (channels_on @ np.array([4, 2, 1])).astype(np.uint8)
+    areas = np.bincount(colours[_in_areas(colours)], minlength=8)[1:]
+    if np.count_nonzero(areas > SMALL * np.count_nonzero(colours)) > 1:
+        raise InputError(
+            f"{path}: the mask has areas of several colours; draw each class in a mask of its own, white (255) on black (0)"
+        )
+    return levels
+
+
+def thresholded(stored: NDArray[Any], path: StrPath) -> NDArray[np.bool_]:
+    """The levels of a mask as `read_levels` gives them -> bool of the same shape, true above half of their range.
+
+    Raises InputError where areas are drawn with levels between black and the brightest, as the classes of a label map are, so that nobody
+    can tell what is foreground. Blurred edges have such levels too, and no areas of them.
+    """
+    levels = in_8_bits(stored, path)
+    brightest = int(levels.max())
+    between = (levels > brightest * DARK) & (levels < brightest * BRIGHT)
+    if brightest > 127 and between.any() and np.count_nonzero(between & _in_areas(stored)) > SMALL * np.count_nonzero(stored):
+        values = np.unique(stored)
+        shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if len(values) > 5 else "")
+        raise InputError(
+            f"{path}: the mask has areas of the levels {shown}; draw each class in a mask of its own, white (255) on black (0)"
+        )
+    return levels > 127
+
+
+def _in_areas(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which pixels have the value of all their eight neighbours."""
+    kernel = np.ones((3, 3), np.uint8)
+    comparable = values if values.dtype in (np.uint8, np.uint16) else values.astype(np.float32)
+    return cv2.erode(comparable, kernel) == cv2.dilate(comparable, kernel)
 
 
 def read_mask(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
     """Read a mask: bool H x W, true where a level of `read_grey` lies above half of its range.
 
-    Raises as `read_image`; and InputError for a mask that is dark but not black, which would otherwise be read as empty.
+    Raises as `read_levels` and `thresholded`; and InputError for a mask that is dark but not black, which would otherwise be read as empty.
     """
     stored = read_levels(path, max_pixels)
-    levels = _in_8_bits(stored, path)
-    if levels.max() <= 127 and stored.any():
+    mask = thresholded(stored, path)
+    if stored.any() and not mask.any():
         full = np.iinfo(stored.dtype).max if np.issubdtype(stored.dtype, np.integer) else 1 if stored.max() <= 1 else 255
         raise InputError(
             f"{path}: its foreground is drawn with level {stored.max():g} of {full}; draw it white (255) on black (0), as `cmunext prepare` does"
         )
-    return levels > 127
+    return mask
 
 
 def plain(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -186,6 +226,8 @@ def _decode(path: StrPath, max_pixels: int) -> NDArray[Any]:
             f"{path}: this {kind} image is cut off, damaged, or of a kind that this OpenCV ({cv2.__version__}) cannot read; "
             "export it again, as PNG"
         )
+    if kind == "TIFF" and pixels.dtype != np.uint8 and _min_is_white(data):  # which OpenCV undoes for 8 bits only
+        pixels = (np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else pixels.max()) - pixels
     if pixels.ndim == 3 and pixels.shape[2] != 3:
         raise InputError(f"{path}: this {kind} image has {pixels.shape[2]} channels; export it as grey or RGB")
     return pixels
@@ -217,6 +259,21 @@ def _check_size(data: bytes, kind: str, path: StrPath, max_pixels: int) -> None:
         raise InputError(f"{path}: {width} x {height} pixels are more than the {max_pixels:,} allowed; crop it or scale it down")
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{path}: {width} x {height} pixels are too few; at least {MIN_SIDE} x {MIN_SIDE} are needed")
+
+
+def _min_is_white(tiff: bytes) -> bool:
+    """Whether 0 stands for white in a TIFF's first image: its PhotometricInterpretation, tag 262, is 0 (TIFF 6.0, section 4)."""
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        found = {
+            tag: value
+            for tag, value in (struct.unpack_from(f"{order}H6xH", tiff, directory + 2 + 12 * k) for k in range(entries))
+        }
+    except struct.error:
+        return False
+    return found.get(262) == 0
 
 
 def _bare_png(data: bytes, path: StrPath) -> bytes:
@@ -251,7 +308,8 @@ def silence_opencv() -> None:
     log.setLogLevel(0)
 
 
-def _in_8_bits(levels: NDArray[Any], path: StrPath) -> NDArray[np.uint8]:
+def in_8_bits(levels: NDArray[Any], path: StrPath) -> NDArray[np.uint8]:
+    """The levels of a mask as `read_grey` gives them. Raises InputError for NaN."""
     if levels.dtype == np.uint8:
         return levels
     if levels.dtype == np.uint16:

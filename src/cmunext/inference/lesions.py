@@ -1,6 +1,7 @@
 """What a mask holds, measured: a record for each connected region, in pixels and, where the spacing is known, millimetres."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,8 +69,8 @@ def measure(
 
     Raises UsageError when a spacing is not a positive number.
     """
-    if spacing is not None and not all(math.isfinite(step) and step > 0 for step in spacing):
-        raise UsageError(f"spacing is {spacing}; both values must be positive numbers of millimetres a pixel")
+    if spacing is not None and not _is_spacing(spacing):
+        raise UsageError(f"spacing is {spacing}; give two positive numbers (down, across) of millimetres a pixel")
     left, top, across, down = cv2.boundingRect(mask.view(np.uint8))
     left, top = left - left % 2, top - top % 2  # OpenCV numbers regions by blocks of 2 x 2, and equal areas keep its order
     occupied = mask[top : top + down + 1, left : left + across + 1].view(np.uint8)
@@ -81,6 +82,12 @@ def measure(
         x, y = left + x, top + y
         lesions.append(_measure_region(region, (x, y), probability[y : y + height, x : x + width], class_index, spacing))
     return sorted(lesions, key=lambda lesion: -lesion.area)
+
+
+def _is_spacing(value: object) -> bool:
+    if not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
+        return False
+    return all(isinstance(step, (int, float, np.number)) and math.isfinite(step) and step > 0 for step in value)
 
 
 def _measure_region(

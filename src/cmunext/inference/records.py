@@ -65,6 +65,7 @@ class Records:
     overwrite: bool
     files: Mapping[Path, Record]  # source -> its note: {"source": identity, and what `outputs` gave}
     earlier: frozenset[str]  # the sources, by identity, that were recorded when the run began
+    outdated: Mapping[str, frozenset[str]]  # of those, files that their records had and this run does not write anew
     _added: dict[Path, str] = field(default_factory=dict, repr=False)
     _on_disk: dict[str, str] = field(default_factory=dict, repr=False)  # identity -> JSON, as segmentation.json was at `_seen`
     _seen: tuple[int, ...] | None = field(default=None, repr=False)
@@ -89,6 +90,8 @@ class Records:
                 self._on_disk = {**others, **mine}
                 write_text(self.folder / RECORDS, "[\n" + ",\n".join(self._on_disk.values()) + "\n]\n")
                 self._seen = _stamp(self.folder / RECORDS)
+            for name in (name for source in mine for name in self.outdated.get(source, ())):
+                (self.folder / name).unlink(missing_ok=True)
             if ended:
                 notes = _read_notes(self.folder)
                 for note in self.files.values():
@@ -113,7 +116,9 @@ def _begun(folder: Path, sources: Iterable[Path], outputs: Callable[[str], Recor
         files = {source: {"source": identity, **outputs(names[source])} for source, identity in identities.items()}
         _check(folder, files.values(), known, overwrite)
         _write_notes(folder, notes | {note["source"]: note for note in files.values()})
-    return Records(folder.resolve(), overwrite, files, frozenset(earlier))
+    now = {note["source"]: frozenset(_names_of(note)) for note in files.values()}
+    outdated = {source: frozenset(_names_of(earlier[source])) - names for source, names in now.items() if source in earlier}
+    return Records(folder.resolve(), overwrite, files, frozenset(earlier), outdated)
 
 
 def _read(folder: Path, overwrite: bool) -> dict[str, Record]:
@@ -172,7 +177,7 @@ def _check(folder: Path, files: Iterable[Record], known: Mapping[str, Record], o
     inputs = {note["source"] for note in files}
     own = {name for record in known.values() for name in _names_of(record)}
     for path in (folder / name for note in files for name in _names_of(note)):
-        if str(path.resolve()) in inputs:
+        if _identity(path) in inputs:
             raise UsageError(f"{path}: this output would overwrite an input; choose another --out")
         if path.exists() and path.name not in own and not overwrite:
             raise UsageError(
@@ -197,9 +202,9 @@ def _names_of(record: Record) -> list[str]:
 
 
 def _identity(source: Path) -> str:
-    """The absolute path of a file; of what is none, as a camera, its name. Earlier versions recorded paths as they were typed."""
+    """The absolute path of a file, itself where it is a link; of what is none, as a camera, its name."""
     try:
-        return str(source.resolve() if source.exists() else source)
+        return str(source.parent.resolve() / source.name if source.exists() else source)
     except OSError:  # it lies where this user may not look
         return str(source)
 

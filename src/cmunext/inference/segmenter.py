@@ -7,7 +7,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunext.errors import InputError
+from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.backends import BACKENDS, SUFFIXES, Backend, open_weights
@@ -127,6 +127,8 @@ class Segmenter:
 
         Raises UsageError or InputError when the image cannot be read (see `read_image`) or the spacing is not positive.
         """
+        if not isinstance(image, (np.ndarray, str, PathLike)):
+            raise UsageError(f"the image is a {type(image).__name__}; give a path, or a uint8 array H x W or H x W x 3 (RGB)")
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
         return self.interpret(self.predict_logits(pixels), pixels.shape[:2], spacing)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import silence_opencv
+from cmunext.image.files import MIN_SIDE, silence_opencv
 from cmunext.inference.lesions import Spacing
 from cmunext.inference.pipeline import overlapped
 from cmunext.inference.records import Record, recording
@@ -80,6 +80,8 @@ def segment_video(
         if first is None:
             raise InputError(f"{named}: this video has no frame that can be read; export it again, as .mp4 or .avi")
         height, width = first[1].shape[:2]
+        if min(height, width) < MIN_SIDE:  # OpenCV's encoders do not survive 4 x 4
+            raise InputError(f"{named}: {width} x {height} pixels are too few; at least {MIN_SIDE} x {MIN_SIDE} are needed")
         with recording(out, [named], outputs, overwrite) as records:
             picture, table = (Path(out) / records.files[named][key] for key in ("overlay", "areas"))
             with replacing(table) as table_file, replacing(picture) as picture_file:

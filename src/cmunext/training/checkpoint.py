@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cmunext.errors import InputError
 from cmunext.storage import write_text
-from cmunext.weights import write_pickled
+from cmunext.weights import read_pickled, write_pickled
 
 FILE = "last.ckpt"
 HISTORY = "history.csv"
@@ -56,7 +54,7 @@ def load(run: Path, identity: str) -> tuple[Progress, dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickled(path)
         found, progress = content.pop("identity"), Progress(**content.pop("progress"))
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} cannot be read; delete it to start the run anew") from error

@@ -65,7 +65,8 @@ def train(task: Task, reporter: Reporter) -> Progress:
     _require_names(task, recipe, layout, saved)
     arguments = network_arguments(task, recipe, layout.classes)
     structure = {name: value for name, value in arguments.items() if name != "pretrained"}  # the weights hold that file
-    require_fitting_size(task.network, structure, recipe.preprocessing)
+    alone = not recipe.freeze_batch_statistics and 1 in (recipe.batch_size, len(train_names) % recipe.batch_size)
+    require_fitting_size(task.network, structure, recipe.preprocessing, single=alone)
     if threads := _threads(task, saved, reporter):
         torch.set_num_threads(threads)
     host.keep_freed_memory()

@@ -124,11 +124,21 @@ def network_arguments(task: Task, recipe: Recipe, classes: int) -> dict[str, Any
     return arguments
 
 
-def require_fitting_size(network: str, arguments: dict[str, Any], preprocessing: Preprocessing) -> None:
-    """Raise UsageError when the network cannot take the recipe's size; found out without computing anything."""
+def require_fitting_size(network: str, arguments: dict[str, Any], preprocessing: Preprocessing, single: bool) -> None:
+    """Raise UsageError when the network cannot take the recipe's size, or not learn from a `single` image of it; computes nothing."""
     shape = (1, preprocessing.in_channels, preprocessing.height, preprocessing.width)
     try:
         with torch.device("meta"), torch.no_grad():
-            networks.create(network, **arguments).eval()(torch.empty(shape))
+            built, image = networks.create(network, **arguments), torch.empty(shape)
+            built.eval()(image)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if single:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                built.train()(image)
+        except ValueError as error:  # a norm over one number
+            raise UsageError(
+                f"at {shape[2]} x {shape[3]} a batch of a single image is too small for the norms of {network}; give a larger size, or a "
+                "batch_size that leaves no image alone"
+            ) from error
