@@ -34,6 +34,7 @@ class Share:
 
 def epoch_batches(cases: int, recipe: Recipe, epoch: int) -> list[np.ndarray]:
     """The batches of an epoch, every case once, as arrays of indices; the last may be smaller."""
+    # The stream is that of `view_generator` for case 0, as NumPy takes [a, b] and [a, b, 0] for one seed; to part them would change every run.
     order = np.random.default_rng([recipe.seed, epoch]).permutation(cases)
     return [order[start : start + recipe.batch_size] for start in range(0, cases, recipe.batch_size)]
 
