@@ -119,9 +119,7 @@ def evaluate(
         source = MaskFolder.open(weights, layout.class_names)
     else:
         source = Segmenter.load(weights, backend, device, threads or None, precision)
-        if (
-            precision is None and source.backend.precision == "bfloat16"
-        ):  # which auto may take, and on which no score should depend
+        if precision is None and source.backend.precision == "bfloat16":  # auto's choice, on which no score should rest
             source = Segmenter.load(weights, backend, device, threads or None, "float32")
     evaluation = measure(source, layout, names, at=at, surface=surface, tolerance=tolerance, track=progress("measuring"))  # type: ignore[arg-type]
     if out is not None:
