@@ -128,7 +128,11 @@ def read_pickled(path: Path) -> Any:
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch.load does not look at checksums
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+        ) as error:  # the last: of a compression that zipfile does not know
             raise RuntimeError(str(error)) from error
         if damaged:
             raise RuntimeError(f"the checksum of {damaged} in it is wrong")

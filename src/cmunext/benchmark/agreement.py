@@ -41,7 +41,7 @@ def _external(cell: Cell) -> dict[str, str]:
     if cell.lists.kind != "official":
         return {}
     here = (one for one in cell.dataset.external if one.root.is_dir() and (one.cases is None or one.cases.is_file()))
-    return {one.name: hashlib.sha256("\n".join(one.names()).encode()).hexdigest() for one in here}
+    return {one.name: hashlib.sha256("\n".join(one.names(Layout.open(one.root))).encode()).hexdigest() for one in here}
 
 
 def _named_classes(root: Path) -> dict[str, list[str]]:

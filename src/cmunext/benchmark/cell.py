@@ -179,7 +179,7 @@ def _score(grid: Grid, cell: Cell, external: External | None, weights: Path, pat
     layout = Layout.open(root)
     with grid_networks_trusted(grid):
         segmenter = Segmenter.load(weights, backend="torch", device=_inference_device(grid.device))
-    names = external.names() if external else layout.read_list(cell.lists.validation)
+    names = external.names(layout) if external else layout.read_list(cell.lists.validation)
     found = evaluate(segmenter, layout, names, at=grid.at, surface=grid.surface)  # type: ignore[arg-type]
     if found.failures:
         name, sentence = found.failures[0]

@@ -40,9 +40,8 @@ class External:
     root: Path
     cases: Path | None
 
-    def names(self) -> list[str]:
-        """The names of its cases. Raises what `data.layout` raises."""
-        layout = Layout.open(self.root)
+    def names(self, layout: Layout) -> list[str]:
+        """The names of its cases, given its folder as `Layout` opens it. Raises what `Layout.read_list` raises."""
         return layout.read_list(self.cases) if self.cases else list(layout.cases)
 
 

@@ -15,7 +15,17 @@ from cmunext.data.layout import CLASSES, class_names, quote
 from cmunext.data.sources import NORMAL, Download, Source, find
 from cmunext.data.table import TABLE, table_content
 from cmunext.errors import InputError, UsageError
-from cmunext.image.files import in_8_bits, read_grey, read_image, read_levels, thresholded, write_image, write_mask
+from cmunext.image.files import (
+    first_levels,
+    in_8_bits,
+    read_grey,
+    read_image,
+    read_levels,
+    several_classes,
+    thresholded,
+    write_image,
+    write_mask,
+)
 from cmunext.metadata import unnamed_classes
 from cmunext.storage import write_bytes
 
@@ -268,5 +278,4 @@ def binary(stored: NDArray[Any], path: Path) -> NDArray[np.bool_]:
         raise InputError(f"{path}: the mask is of one level, {values[0]}, all over; draw the lesion white (255) on black (0)")
     if len(values) <= 2 and values[0] == 0:
         return stored > 0
-    shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if len(values) > 5 else "")
-    raise InputError(f"{path}: the mask has the levels {shown}; draw each class in a mask of its own, white (255) on black (0)")
+    raise several_classes(path, f"the levels {first_levels(stored)}")

@@ -75,9 +75,7 @@ def read_levels(path: StrPath, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     colours = (channels_on @ np.array([4, 2, 1])).astype(np.uint8)
     areas = np.bincount(colours[_in_areas(colours)], minlength=8)[1:]
     if np.count_nonzero(areas > SMALL * np.count_nonzero(colours)) > 1:
-        raise InputError(
-            f"{path}: the mask has areas of several colours; draw each class in a mask of its own, white (255) on black (0)"
-        )
+        raise several_classes(path, "areas of several colours")
     return levels
 
 
@@ -91,12 +89,19 @@ def thresholded(stored: NDArray[Any], path: StrPath) -> NDArray[np.bool_]:
     brightest = int(levels.max())
     between = (levels > brightest * DARK) & (levels < brightest * BRIGHT)
     if brightest > 127 and between.any() and np.count_nonzero(between & _in_areas(stored)) > SMALL * np.count_nonzero(stored):
-        values = np.unique(stored)
-        shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if len(values) > 5 else "")
-        raise InputError(
-            f"{path}: the mask has areas of the levels {shown}; draw each class in a mask of its own, white (255) on black (0)"
-        )
+        raise several_classes(path, f"areas of the levels {first_levels(stored)}")
     return levels > 127
+
+
+def several_classes(path: StrPath, found: str) -> InputError:
+    """What is wrong with a mask of which nobody can tell the foreground, because of what was `found` in it."""
+    return InputError(f"{path}: the mask has {found}; draw each class in a mask of its own, white (255) on black (0)")
+
+
+def first_levels(stored: NDArray[Any]) -> str:
+    """The lowest five levels of a mask, for a sentence."""
+    values = np.unique(stored)
+    return ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if len(values) > 5 else "")
 
 
 def _in_areas(values: NDArray[Any]) -> NDArray[np.bool_]:

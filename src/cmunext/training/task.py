@@ -127,15 +127,14 @@ def network_arguments(task: Task, recipe: Recipe, classes: int) -> dict[str, Any
 def require_fitting_size(network: str, arguments: dict[str, Any], preprocessing: Preprocessing, single: bool) -> None:
     """Raise UsageError when the network cannot take the recipe's size, or not learn from a `single` image of it; computes nothing."""
     shape = (1, preprocessing.in_channels, preprocessing.height, preprocessing.width)
-    try:
-        with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
+        try:
             built, image = networks.create(network, **arguments), torch.empty(shape)
             built.eval()(image)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if single:
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         try:
-            with torch.device("meta"), torch.no_grad():
+            if single:
                 built.train()(image)
         except ValueError as error:  # a norm over one number
             raise UsageError(
