@@ -74,6 +74,17 @@ def test_two_links_to_a_file_are_two_sources(tmp_path: Path) -> None:
         assert [each["mask"] for each in records.files.values()] == ["scan_mask.png", "link_mask.png"]
 
 
+def test_an_output_never_overwrites_what_an_input_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scan_mask.png").touch()
+    (tmp_path / "scan.png").symlink_to(tmp_path / "out" / "scan_mask.png")
+    with (
+        pytest.raises(UsageError, match="would overwrite an input"),
+        recording(tmp_path / "out", [tmp_path / "scan.png"], files, True),
+    ):
+        pass
+
+
 def test_runs_side_by_side_keep_each_others_records_and_names(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_json(tmp_path / folder / "scan.png", {})

@@ -174,10 +174,10 @@ def _names(sources: Mapping[Path, str], known: Mapping[str, Record]) -> dict[Pat
 def _check(folder: Path, files: Iterable[Record], known: Mapping[str, Record], overwrite: bool) -> None:
     """Raise UsageError when one of the outputs is an input, or a file that no run wrote."""
     files = list(files)
-    inputs = {note["source"] for note in files}
+    inputs = {str(Path(note["source"]).resolve()) for note in files}  # what links lead to, too
     own = {name for record in known.values() for name in _names_of(record)}
     for path in (folder / name for note in files for name in _names_of(note)):
-        if _identity(path) in inputs:
+        if str(path.resolve()) in inputs:
             raise UsageError(f"{path}: this output would overwrite an input; choose another --out")
         if path.exists() and path.name not in own and not overwrite:
             raise UsageError(
