@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cmunext.image.files import find_images, read_image, write_image, write_mask
 from cmunext.inference import results
@@ -76,11 +75,7 @@ def split(segmenter: Segmenter, sources: Sequence[Path]) -> dict[str, float]:
     inputs = stage("to_input", preprocessing.to_input, images)
     logits = [each[0] for each in stage("network", segmenter.predict_batch, inputs)]
 
-    def interpret(logits: NDArray[np.float32], image: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-        probability = preprocessing.to_probability(logits, image.shape[:2])
-        return preprocessing.binarise(probability), probability
-
-    found = stage("interpret", interpret, logits, images)
+    found = stage("masks", lambda each, image: preprocessing.to_foreground(each, image.shape[:2]), logits, images)
     stage("lesions", lambda each: [measure(mask, probability) for mask, probability in zip(*each, strict=True)], found)
     segmentations = [segmenter.interpret(each, image.shape[:2]) for each, image in zip(logits, images, strict=True)]
     pictures = stage("overlay", results.draw, images, segmentations)

@@ -2,6 +2,7 @@
 And where what can be made again is kept.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -24,15 +25,12 @@ def cache_folder() -> Path:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path in the folder of `path` (made when missing); on success it replaces `path`, on failure it is removed.
 
-    The temporary name keeps the suffix of `path`, because encoders choose the format by it.
-
     Raises
     ------
     OSError : when the folder cannot be made or written, or the disk is full; `path` is then as it was before.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.stem[:40]}-{secrets.token_hex(8)}.part{target.suffix}"
+    temporary = _beside(target)
     temporary.touch(exist_ok=False)  # raises what there is to raise, before a library of the caller's does it in its own words
     mode = temporary.stat().st_mode
     try:
@@ -82,10 +80,47 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to `path` in one step. Raises OSError, leaving `path` as it was."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+def write_bytes(path: str | os.PathLike[str], content: bytes, lasting: bool = True) -> None:
+    """Write `content` to `path` in one step. Raises OSError, leaving `path` as it was.
+
+    lasting : wait until the disk holds it. Without, it is left to the system, or to `settle`, which takes a fraction of the time for many
+        files: a power cut may take it away before, the end of this process cannot.
+    """
+    target = Path(path)
+    temporary = _beside(target)
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            if lasting:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def settle(folder: str | os.PathLike[str]) -> None:
+    """Wait until the disk holds all that was written into the folder, where the system (Linux) can wait for many files at once.
+
+    Raises OSError when the disk did not take something.
+    """
+    try:
+        sync_file_system = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError, TypeError):  # another system
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if sync_file_system(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    finally:
+        os.close(descriptor)
+
+
+def _beside(target: Path) -> Path:
+    """A new name in the folder of `target`, which is made when missing. It keeps the suffix, because encoders choose the format by it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent / f".{target.stem[:40]}-{secrets.token_hex(8)}.part{target.suffix}"
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

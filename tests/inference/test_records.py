@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cmunext import storage
 from cmunext.errors import UsageError
 from cmunext.inference.records import NOTES, RECORDS, recording
 from cmunext.storage import alone_in, write_json
@@ -150,6 +151,20 @@ def test_a_source_named_twice_has_one_name(tmp_path: Path) -> None:
         tmp_path / "out", [tmp_path / "scan.png", tmp_path / ".." / tmp_path.name / "scan.png"], files, False
     ) as records:
         assert [each["mask"] for each in records.files.values()] == ["scan_mask.png"] * 2
+
+
+def test_the_disk_holds_the_outputs_before_they_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = []
+
+    def settle(folder: Path) -> None:
+        settled.append((folder, (tmp_path / RECORDS).exists()))
+        storage.settle(folder)
+
+    monkeypatch.setattr("cmunext.inference.records.settle", settle)
+    with run(tmp_path, "first") as records:
+        records.add(Path("first.png"), record("first"))
+    assert settled == [(tmp_path.resolve(), False)]
+    assert (tmp_path / RECORDS).exists()
 
 
 def test_nothing_done_writes_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from tests.tiny_network import DARK, dark_discs, describe, write_network
@@ -59,6 +60,25 @@ def test_the_logits_are_those_of_the_preprocessed_image(network: Path) -> None:
     expected = -20 * (image / 255 - 0.5) / 0.5 - 10
     np.testing.assert_allclose(logits[0], expected, atol=1e-4)
     np.testing.assert_array_equal(DARK.to_mask(logits, (64, 64))[0], image < 64)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.2, 0.97, 1e-7, 1 - 1e-7])
+def test_a_mask_is_where_the_probability_is_above_the_threshold_bit_for_bit(threshold: float) -> None:
+    """Also where it is only worked out near the mask, and for logits within float32's errors of the threshold."""
+    rng, sharp = np.random.default_rng(0), replace(DARK, threshold=threshold)
+    edge = np.log(threshold / (1 - threshold))
+    noise = cv2.GaussianBlur(rng.normal(edge - 4, 20, (3, 40, 50)).astype(np.float32).transpose(1, 2, 0), (0, 0), 3)
+    nowhere = np.full((40, 50), -90, np.float32)
+    fine = np.linspace((edge - 1e-6, edge - 1e-3, edge - 2), (edge + 1e-6, edge + 1e-3, edge + 2), 64 * 64, dtype=np.float32)
+    for logits, size in (
+        (np.dstack([noise, nowhere]).transpose(2, 0, 1), (131, 97)),
+        (fine.T.reshape(3, 64, 64), (64, 64)),
+    ):
+        mask, probability = sharp.to_foreground(logits, size)
+        whole = sharp.to_probability(logits, size)
+        np.testing.assert_array_equal(mask, whole > threshold)
+        np.testing.assert_array_equal(probability[mask], whole[mask])
+        assert 0 < mask.mean() < 1
 
 
 def test_spacing_gives_millimetres(network: Path) -> None:

@@ -27,7 +27,7 @@ from cmunext.image.files import (
     write_mask,
 )
 from cmunext.metadata import unnamed_classes
-from cmunext.storage import write_bytes
+from cmunext.storage import settle, write_bytes
 
 LARGEST_LABEL = 20  # a foreground of a level up to this may be a label map's number of a class
 PROPORTIONS = 0.05  # by which those of a mask and of its image may differ, for sides are whole pixels
@@ -150,6 +150,8 @@ def prepare(
             if _state(path, pixels) != "same":
                 (write_mask if pixels.dtype == bool else write_image)(path, pixels)
         written += 1
+    if written:
+        settle(dst)
     for path, content in texts.items():
         if not path.exists() or path.read_bytes() != content:
             write_bytes(path, content)

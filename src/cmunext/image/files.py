@@ -132,7 +132,7 @@ def plain(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_image(path: StrPath, image: NDArray[np.uint8]) -> None:
-    """Write uint8 H x W or H x W x 3 (RGB) in the format of the suffix, in one step.
+    """Write uint8 H x W or H x W x 3 (RGB) in the format of the suffix, in one step. It is not waited for the disk (`storage.settle` does).
 
     Raises UsageError for a suffix that is none of `IMAGE_SUFFIXES`, OSError when the disk refuses.
     """
@@ -140,12 +140,12 @@ def write_image(path: StrPath, image: NDArray[np.uint8]) -> None:
     if suffix not in IMAGE_SUFFIXES:
         raise UsageError(f"{path}: images are written as {', '.join(IMAGE_SUFFIXES)}; choose one of these suffixes")
     if suffix == ".png":
-        write_bytes(path, png.encode(image))
+        write_bytes(path, png.encode(image), lasting=False)
         return
     if not cv2.haveImageWriter(suffix):
         raise UsageError(f"{path}: this OpenCV ({cv2.__version__}) cannot write {suffix}; write .png")
     _, encoded = cv2.imencode(suffix, image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    write_bytes(path, encoded.tobytes())
+    write_bytes(path, encoded.tobytes(), lasting=False)
 
 
 def write_mask(path: StrPath, mask: NDArray[np.bool_]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cmunext.errors import UsageError
-from cmunext.storage import alone_in, write_text
+from cmunext.storage import alone_in, settle, write_text
 
 RECORDS = "segmentation.json"
 NOTES = ".segmentation-begun.json"  # of each source that is begun and not yet recorded {"source", "mask", "overlay", ...}
@@ -83,8 +83,10 @@ class Records:
 
         Of a run that has ended, what remains noted is what it wrote and did not record.
         """
+        mine = {note["source"]: self._added[source] for source, note in self.files.items() if source in self._added}
+        if mine:
+            settle(self.folder)  # what is recorded is there, and stays
         with alone_in(self.folder):
-            mine = {note["source"]: self._added[source] for source, note in self.files.items() if source in self._added}
             others = {source: text for source, text in self._texts().items() if source in self.earlier or source not in mine}
             if mine:
                 self._on_disk = {**others, **mine}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 
 import numpy as np
@@ -25,15 +26,23 @@ class Segmentation:
     Attributes
     ----------
     mask : bool H x W; K x H x W when the network knows K > 1 classes.
-    probability : float32 in [0, 1], shaped as `mask`.
     lesions : the connected regions of every class but a "background", the largest of each class first.
     classes : the names of the classes.
+    logits : of the network, float32 K x h x w, at its own size.
+    preprocessing : what made the mask of them.
     """
 
     mask: NDArray[np.bool_] = field(repr=False)
-    probability: NDArray[np.float32] = field(repr=False)
     lesions: tuple[Lesion, ...]
     classes: tuple[str, ...]
+    logits: NDArray[np.float32] = field(repr=False)
+    preprocessing: Preprocessing = field(repr=False)
+
+    @cached_property
+    def probability(self) -> NDArray[np.float32]:
+        """Float32 in [0, 1], shaped as `mask`. Worked out when it is first asked for: files and videos are segmented without."""
+        probability = self.preprocessing.to_probability(self.logits, self.mask.shape[-2:])
+        return probability if self.mask.ndim == 3 else probability[0]
 
 
 @dataclass(frozen=True)
@@ -134,14 +143,13 @@ class Segmenter:
 
     def interpret(self, logits: NDArray[np.float32], size: tuple[int, int], spacing: Spacing | None = None) -> Segmentation:
         """What the logits of one image, K x h x w, say at the image's own size (H, W). Raises UsageError when the spacing is none."""
-        probability = self.preprocessing.to_probability(logits, size)
-        mask = self.preprocessing.binarise(probability)
+        mask, probability = self.preprocessing.to_foreground(logits, size)
         lesions = tuple(
             lesion
             for index, name in enumerate(self.metadata.classes)
             if name != BACKGROUND
             for lesion in measure(mask[index], probability[index], index, spacing)
         )
-        if self.metadata.num_classes == 1:
-            mask, probability = mask[0], probability[0]
-        return Segmentation(mask, probability, lesions, self.metadata.classes)
+        return Segmentation(
+            mask[0] if self.metadata.num_classes == 1 else mask, lesions, self.metadata.classes, logits, self.preprocessing
+        )
