@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cmunext import compiled, losses, networks
 from cmunext.networks.blocks import bottleneck, convolved_upsampling, norm_of_gelu, relu_of_norm
 from cmunext.training.host import FastLayers
-from cmunext.training.kernels import functions, library, proof
+from cmunext.training.kernels import VERSION, functions, library, proof
 from cmunext.training.recipe import DEFAULT, with_settings
 
 if not sys.platform.startswith("linux"):
@@ -63,6 +63,11 @@ class Upsampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolved_upsampling(x, self.upsample, self.convolution)
+
+
+class Convolution(nn.Conv2d):
+    def __init__(self, inputs: int, outputs: int, **kind):
+        super().__init__(inputs, outputs, **{"kernel_size": 3, "padding": 1} | kind)
 
 
 class Normed(nn.Module):
@@ -114,7 +119,7 @@ def check(layers: nn.Module, x: Tensor, gradient: Tensor, kernels, *, alone: boo
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that were called, by name."""
     names: list[str] = []
-    for function in (functions.TrainedNorm, functions.TrainedBottleneck, functions.UpsampledSum):
+    for function in (functions.TrainedNorm, functions.TrainedBottleneck, functions.UpsampledSum, functions.TrainedConvolution):
 
         def apply(*arguments, function=function, real=function.apply):
             names.append(function.__name__)
@@ -172,6 +177,25 @@ def test_convolutions_of_upsampled_maps(widths: tuple[int, int], format: torch.d
     assert taken == ["UpsampledSum"] * 2 * len(sizes)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("widths", [(8, 8), (8, 24), (24, 8), (16, 32)])
+def test_convolutions(widths: tuple[int, int], groups: int, kernels, taken: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(functions, "NARROWEST_MAP", 1)
+    channels = [groups * width for width in widths]
+    sizes = ((1, 1), *SIZES, (3, 150))  # rows that are taken together, and one that is too long for that
+    for size in sizes:
+        x, gradient = maps(channels[0], size, channels[1], torch.float32)
+        layers = Convolution(*channels, groups=groups, bias=size != (5, 7))
+        check(layers, x, gradient, kernels, alone=False)
+        weights = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with FastLayers(kernels):
+                weights.append(proof.results(deepcopy(layers), x, gradient)["the gradient of weight"])
+        assert torch.equal(*weights)
+    assert taken == ["TrainedConvolution"] * 4 * len(sizes)
+
+
 def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str]) -> None:
     x, gradient = maps(8, (4, 6), 8, torch.float32)
     frozen = Normed(norm_of_gelu, 8)
@@ -209,10 +233,30 @@ def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str])
         with FastLayers(kernels):
             torch.testing.assert_close(layers(x), expected)
         assert taken == []
+    wide, _ = maps(8, (4, 40), 8, torch.float32)
+    frozen_weights = Convolution(8, 8).requires_grad_(False)
+    for layers, images in (
+        (Convolution(8, 12), wide),
+        (Convolution(8, 16, groups=4), wide),
+        (Convolution(8, 8, kernel_size=1, padding=0), wide),
+        (Convolution(8, 8, padding=2, dilation=2), wide),
+        (Convolution(8, 8, stride=2), wide),
+        (Convolution(8, 8, padding="same"), wide),
+        (frozen_weights, wide),
+        (Convolution(8, 8), x),
+        (Convolution(8, 8), wide.contiguous()),
+        (Convolution(8, 8).double(), wide.double()),
+    ):
+        expected = layers(images)
+        taken.clear()
+        with FastLayers(kernels):
+            torch.testing.assert_close(layers(images), expected)
+        assert taken == []
     taken.clear()
     with FastLayers(kernels), torch.autocast("cpu", torch.bfloat16):  # of float32 maps PyTorch's convolutions give bfloat16 here
         assert Upsampling(8, 8, mode="bilinear")(x).dtype == Bottleneck(8, 8, 8)(x).dtype == torch.bfloat16
-    assert "UpsampledSum" not in taken and "TrainedBottleneck" not in taken
+        assert Convolution(8, 8)(wide).dtype == torch.bfloat16
+    assert set(taken) <= {"TrainedNorm"}
     with FastLayers(kernels), torch.no_grad():
         taken.clear()
         Normed(norm_of_gelu, 8)(x)
@@ -247,6 +291,7 @@ def test_a_step_of_the_whole_network(kernels, taken: list[str]) -> None:
     assert taken.count("TrainedBottleneck") == 7  # the two deepest are too wide
     assert taken.count("TrainedNorm") == 28 + 2
     assert taken.count("UpsampledSum") == 4
+    assert taken.count("TrainedConvolution") == 4  # on maps of 64 x 64 and 32 x 32, but for the stem
     for exact, plain, fast in zip(*found, strict=True):
         assert float((fast - exact).norm()) < min(2 * float((plain - exact).norm()), 0.01 * float(exact.norm()))
 
@@ -308,7 +353,7 @@ def test_a_run_goes_on_by_what_it_began_with(tmp_path: Path, monkeypatch: pytest
         return torch.load(run / "last.ckpt", weights_only=True)["steps"]["kernels"]
 
     by_kernels = begun("by kernels")
-    assert kept(by_kernels) == 1
+    assert kept(by_kernels) == VERSION
     with monkeypatch.context() as patched:
         patched.setattr(compiled, "compiler", lambda: None)
         patched.setenv("CMUNEXT_CACHE", str(tmp_path / "empty"))

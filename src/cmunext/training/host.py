@@ -5,7 +5,8 @@ it anew): the C library gives every large activation back to the system and faul
 half of an eager step; and PyTorch's BatchNorm gradient for channels_last tensors of 8 channels is 20 to 50 times slower than for
 contiguous ones. And its GELU of channels_last tensors goes past oneDNN, which on one core of an EPYC takes three times as long
 forward and a third longer backward. All are mended here from the outside; nothing but the last bits of the results changes. Where our own
-kernels can be had (`kernels`), they take most norms and GELUs, narrow bottlenecks and convolutions of upsampled maps.
+kernels can be had (`kernels`), they take most norms and GELUs, narrow bottlenecks and convolutions of upsampled maps, and the gradient of other
+convolutions' weights.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import conv2d, gelu
 from torch.overrides import TorchFunctionMode
 
 from cmunext.networks import blocks
@@ -24,6 +25,7 @@ from cmunext.training.kernels.functions import (
     takes_bottleneck,
     takes_norm,
     takes_upsampling,
+    trained_conv2d,
 )
 
 FEW_CHANNELS = 8  # up to here the contiguous BatchNorm pays for the two copies
@@ -55,8 +57,8 @@ def speed_up_narrow_norms(network: nn.Module) -> None:
 
 
 class FastLayers(TorchFunctionMode):
-    """While it is entered, the groups of layers of `networks.blocks` are computed by the kernels where these can, and GELU shows a
-    channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory.
+    """While it is entered, the groups of layers of `networks.blocks`, and `conv2d`, are computed by the kernels where these can, and GELU shows
+    a channels_last tensor to PyTorch as the contiguous N x H x W x C that it is in memory.
 
     library : of the kernels, see `kernels.library`; None leaves all to PyTorch. Layers that a kernel takes are not called as modules, and
         their hooks are not called.
@@ -71,6 +73,8 @@ class FastLayers(TorchFunctionMode):
         if function in (blocks.relu_of_norm, blocks.norm_of_gelu, blocks.bottleneck, blocks.convolved_upsampling):
             with self:
                 return self._layers(function, *args)
+        if function is conv2d and self.library and len(args) > 1:
+            return trained_conv2d(self.library, *args, **kwargs)
         if function is gelu and kwargs.get("approximate", "none") == "none" and _lies_channels_last(args[0]):
             return gelu(args[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return function(*args, **kwargs)

@@ -15,6 +15,7 @@ from torch.nn.functional import conv2d
 
 FORMATS = (torch.float32, torch.bfloat16)
 NARROWEST = 8  # channels that a vector of the bottleneck holds
+NARROWEST_MAP = 32  # pixels across, from which on our gradient of a convolution's weights is faster than PyTorch's
 # Channels in the middle of a bottleneck, up to which computing them again is faster than keeping them: in float32 measured, in bfloat16, where
 # PyTorch's convolutions are faster and ours are not, reckoned from counts (docs/training-speed.md).
 WIDEST = {torch.float32: 128, torch.bfloat16: 32}
@@ -38,6 +39,12 @@ class Bottleneck(ctypes.Structure):
     ]
 
 
+class Convolution(ctypes.Structure):
+    """`Convolution` of convolution.h."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("images", "height", "width", "inputs", "outputs", "groups")]
+
+
 class BottleneckGradients(ctypes.Structure):
     """`BottleneckGradients` of bottleneck.h."""
 
@@ -54,7 +61,9 @@ def declare(library: ctypes.CDLL) -> None:
     library.cmunext_bottleneck_gradient.argtypes = [whole, *[address] * 2, large, Bottleneck, address, gradients, whole]
     library.cmunext_upsampling.argtypes = [whole, address, address, *[whole] * 4, address, whole]
     library.cmunext_upsampling_gradient.argtypes = [whole, address, *[whole] * 4, address, address, whole]
+    library.cmunext_convolution_gradient.argtypes = [*[address] * 2, Convolution, *[address] * 2, whole]
     for function in (
+        library.cmunext_convolution_gradient,
         library.cmunext_upsampling,
         library.cmunext_upsampling_gradient,
         library.cmunext_norm,
@@ -100,6 +109,18 @@ def takes_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -
         and convolution.bias is not None
         and convolution.bias.dtype == torch.float32
         and convolution.out_channels % NARROWEST == 0
+    )
+
+
+def takes_convolution(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the kernels compute the gradient of the weights of this convolution, if it is 3 x 3 and keeps height and width."""
+    return (
+        _is_map(x)
+        and _as_convolved(x)
+        and x.dtype == weight.dtype == torch.float32
+        and weight.requires_grad
+        and weight.shape[1] % NARROWEST == weight.shape[0] // groups % NARROWEST == 0
+        and x.shape[3] >= NARROWEST_MAP
     )
 
 
@@ -208,6 +229,53 @@ class TrainedBottleneck(torch.autograd.Function):
             *(BottleneckGradients(expand, expand_bias, project, project_bias, weight, bias), torch.get_num_threads()),
         )
         return of_x, *gradients, None, None
+
+
+def trained_conv2d(
+    library: ctypes.CDLL,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d`, with our gradient of the weights where the kernels take it."""
+    keeps_size = all(given in (1, (1, 1), [1, 1]) for given in (stride, padding, dilation))
+    if keeps_size and weight.shape[2:] == (3, 3) and takes_convolution(x, weight, groups):
+        return TrainedConvolution.apply(x, weight, bias, groups, library)
+    return conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+class TrainedConvolution(torch.autograd.Function):
+    """PyTorch's 3 x 3 convolution with padding 1, whose weights' gradient is ours: N x C x H x W -> N x C' x H x W."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, library: ctypes.CDLL) -> Tensor:
+        context.save_for_backward(x, weight)
+        context.groups, context.library = groups, library
+        return conv2d(x, weight, bias, padding=1, groups=groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = context.saved_tensors
+        given = given.contiguous(memory_format=torch.channels_last)
+        of_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+        of_bias = torch.empty(len(weight), dtype=torch.float32)
+        count, channels, height, width = x.shape
+        context.library.cmunext_convolution_gradient(
+            *(x.data_ptr(), given.data_ptr(), Convolution(count, height, width, channels, len(weight), context.groups)),
+            *(of_weight.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
+        )
+        of_x = None
+        if context.needs_input_grad[0]:
+            same = [1, 1]
+            of_x, _, _ = torch.ops.aten.convolution_backward(
+                given, x, weight, None, same, same, same, False, [0, 0], context.groups, [True, False, False]
+            )
+        return of_x, of_weight, of_bias if context.needs_input_grad[2] else None, None, None
 
 
 def convolved_upsampling(x: Tensor, convolution: nn.Conv2d, library: ctypes.CDLL) -> Tensor:

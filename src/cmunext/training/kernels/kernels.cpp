@@ -1,5 +1,6 @@
-// The interface of the kernels, in plain C. Maps are pixels x channels, contiguous: `half` in bfloat16, else in float32. All else is float32.
+// The interface of the kernels, in plain C. Maps are pixels x channels, contiguous: `half` in bfloat16, else in float32, as all else is.
 #include "bottleneck.h"
+#include "convolution.h"
 #include "upsampling.h"
 
 namespace {
@@ -33,7 +34,7 @@ void with_bottleneck(const Bottleneck& bottleneck, long pixels, int threads, con
 
 extern "C" {
 
-int cmunext_kernels_version() { return 1; }
+int cmunext_kernels_version() { return 2; }
 
 // The least number of pixels of which whole rows of vectors are made; a map must be a multiple of it.
 int cmunext_norm_pixels(int channels) { return NormPass<GeluBefore, float>::width_of(channels) / channels; }
@@ -87,5 +88,10 @@ void cmunext_upsampling_gradient(int half, const void* given, int images, int he
     with_upsampling<Data>(images, height, width, channels, threads,
                           [&](const auto& pass) { pass.backward((const Data*)given, (Data*)of_products, of_bias); });
   });
+}
+
+void cmunext_convolution_gradient(const float* x, const float* given, Convolution map, float* of_weight, float* of_bias, int threads) {
+  if ((map.inputs / map.groups | map.outputs / map.groups) % WIDEST) ConvolutionPass<8>(map, threads).gradient(x, given, of_weight, of_bias);
+  else ConvolutionPass<WIDEST>(map, threads).gradient(x, given, of_weight, of_bias);
 }
 }

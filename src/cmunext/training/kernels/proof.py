@@ -46,6 +46,18 @@ class Upsampling(nn.Module):
         return convolved_upsampling(x, self.upsample, self.convolution)
 
 
+class Convolutions(nn.Module):
+    """N x 8 x H x W -> N x 16 x H x W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Conv2d(8, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.grouped(self.widen(x)))
+
+
 def results(layers: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     """Output, gradients and statistics of a step."""
     x = x.clone().requires_grad_()
@@ -65,6 +77,7 @@ def prove(library: ctypes.CDLL) -> str | None:
         (NormsAndBottleneck(), torch.bfloat16, 1),
         (Upsampling(), torch.float32, 2),
         (Upsampling(), torch.bfloat16, 2),
+        (Convolutions(), torch.float32, 1),
     )
     for layers, format, scale in trials:
         maps = torch.randn(2, 8, 30, 34), torch.randn(2, 16, scale * 30, scale * 34)
