@@ -3,6 +3,7 @@ And where what can be made again is kept.
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -111,7 +112,11 @@ def settle(folder: str | os.PathLike[str]) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if sync_file_system(descriptor) != 0:
+        if sync_file_system(descriptor) != 0 and ctypes.get_errno() in (
+            errno.EIO,
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # else it may not wait
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
     finally:
         os.close(descriptor)

@@ -1,0 +1,44 @@
+"""Files are written whole, and what the disk refuses is told."""
+
+import ctypes
+import errno
+from pathlib import Path
+
+import pytest
+
+from cmunext import storage
+
+
+class System:
+    """A C library whose `syncfs` fails."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def syncfs(self, _descriptor: int) -> int:
+        ctypes.set_errno(self.number)
+        return -1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_what_the_disk_did_not_take_is_an_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: System(number))
+    with pytest.raises(OSError, match=str(tmp_path)) as raised:
+        storage.settle(tmp_path)
+    assert raised.value.errno == number
+
+
+@pytest.mark.parametrize("system", [System(errno.ENOSYS), System(errno.EPERM), object()])
+def test_where_the_system_does_not_wait_nothing_is_wrong(system: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: system)
+    storage.settle(tmp_path)
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_file_is_written_in_a_folder_that_is_made_and_replaced(lasting: bool, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.bin"
+    for content in (b"first", b"second"):
+        storage.write_bytes(path, content, lasting)
+        storage.settle(path.parent)
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
