@@ -26,19 +26,29 @@ def cache_folder() -> Path:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path in the folder of `path` (made when missing); on success it replaces `path`, on failure it is removed.
 
+    The temporary name keeps the suffix of `path`, because encoders choose the format by it.
+
     Raises
     ------
     OSError : when the folder cannot be made or written, or the disk is full; `path` is then as it was before.
     """
-    target = Path(path)
-    temporary = _beside(target)
-    temporary.touch(exist_ok=False)  # raises what there is to raise, before a library of the caller's does it in its own words
-    mode = temporary.stat().st_mode
-    try:
+    with _renamed(Path(path)) as temporary:
+        # Raises what there is to raise, before a library of the caller's does it in its own words.
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # some libraries put a private file of their own there
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+
+
+@contextmanager
+def _renamed(target: Path) -> Iterator[Path]:
+    """A new name beside `target`, of whose file, when all went well, the target is made; else it is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.stem[:40]}-{secrets.token_hex(8)}.part{target.suffix}"
+    try:
+        yield temporary
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -87,18 +97,11 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, lasting: bool = Tr
     lasting : wait until the disk holds it. Without, it is left to the system, or to `settle`, which takes a fraction of the time for many
         files: a power cut may take it away before, the end of this process cannot.
     """
-    target = Path(path)
-    temporary = _beside(target)
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            if lasting:
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _renamed(Path(path)) as temporary, temporary.open("xb") as stream:
+        stream.write(content)
+        if lasting:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def settle(folder: str | os.PathLike[str]) -> None:
@@ -112,20 +115,11 @@ def settle(folder: str | os.PathLike[str]) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if sync_file_system(descriptor) != 0 and ctypes.get_errno() in (
-            errno.EIO,
-            errno.ENOSPC,
-            errno.EDQUOT,
-        ):  # else it may not wait
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+        failed, number = sync_file_system(descriptor) != 0, ctypes.get_errno()
+        if failed and number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):  # others: the system does not let us wait
+            raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(descriptor)
-
-
-def _beside(target: Path) -> Path:
-    """A new name in the folder of `target`, which is made when missing. It keeps the suffix, because encoders choose the format by it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent / f".{target.stem[:40]}-{secrets.token_hex(8)}.part{target.suffix}"
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

@@ -128,11 +128,8 @@ def read_pickled(path: Path) -> Any:
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch.load does not look at checksums
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            NotImplementedError,
-        ) as error:  # the last: of a compression that zipfile does not know
+        # zipfile raises the last for a compression that it does not know.
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise RuntimeError(str(error)) from error
         if damaged:
             raise RuntimeError(f"the checksum of {damaged} in it is wrong")

@@ -112,13 +112,15 @@ def takes_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -
     )
 
 
-def takes_convolution(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether the kernels compute the gradient of the weights of this convolution, if it is 3 x 3 and keeps height and width."""
+def takes_convolution(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether the kernels compute the gradient of the weights of this convolution; arguments as `conv2d`'s."""
     return (
         _is_map(x)
         and _as_convolved(x)
         and x.dtype == weight.dtype == torch.float32
         and weight.requires_grad
+        and weight.shape[2:] == (3, 3)
+        and all(given in (1, (1, 1), [1, 1]) for given in (stride, padding, dilation))
         and weight.shape[1] % NARROWEST == weight.shape[0] // groups % NARROWEST == 0
         and x.shape[3] >= NARROWEST_MAP
     )
@@ -242,8 +244,7 @@ def trained_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """`conv2d`, with our gradient of the weights where the kernels take it."""
-    keeps_size = all(given in (1, (1, 1), [1, 1]) for given in (stride, padding, dilation))
-    if keeps_size and weight.shape[2:] == (3, 3) and takes_convolution(x, weight, groups):
+    if takes_convolution(x, weight, stride, padding, dilation, groups):
         return TrainedConvolution.apply(x, weight, bias, groups, library)
     return conv2d(x, weight, bias, stride, padding, dilation, groups)
 
