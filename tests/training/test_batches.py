@@ -33,6 +33,21 @@ def test_epochs_differ_and_seeds_repeat() -> None:
     np.testing.assert_array_equal(np.concatenate(first), np.concatenate(epoch_batches(40, DEFAULT, 0)))
 
 
+def test_epochs_that_were_before_are_not_seen_again() -> None:
+    generator = np.random.default_rng(0)
+    images, masks = generator.integers(0, 256, (9, 8, 8, 3), np.uint8), generator.integers(0, 2, (9, 1, 8, 8, 1), np.uint8)
+    cases = Cases(tuple("abcdefghi"), images, masks, tuple("abcdefghi"), ("lesion",))
+    recipe = with_settings(DEFAULT, ["augmentation.cutmix=0.5", "augmentation.noise=0.02", "augmentation.intensity=1"])
+    later = with_settings(recipe, ["epochs_before=3"])
+    for epoch in range(2):
+        orders = epoch_batches(9, later, epoch), epoch_batches(9, recipe, epoch + 3)
+        np.testing.assert_array_equal(*map(np.concatenate, orders))
+        for now, then in zip(
+            training_batch(cases, np.arange(9), later, epoch), training_batch(cases, np.arange(9), recipe, epoch + 3), strict=True
+        ):
+            np.testing.assert_array_equal(now.numpy(), then.numpy())
+
+
 def test_cutmix_takes_pixels_of_two_cases_whatever_the_batch() -> None:
     """Case k has grey level k and lesion where k is odd, so an image says which cases it is of, and the mask must agree."""
     levels = np.arange(7, dtype=np.uint8)

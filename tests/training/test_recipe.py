@@ -99,6 +99,7 @@ def test_settings() -> None:
         ("augmentation.noise=-1", r"augmentation.noise is -1.0; it must lie in 0\.\.1"),
         ("augmentation.shift=NaN", r"augmentation.shift is nan; it must lie in 0\.\.1"),
         ("augmentation.rotation=400", r"it must lie in 0\.\.180"),
+        ("epochs_before=-1", "epochs_before is -1; it must lie in 0"),
         ("seed=-4", "seed is -4; it must lie in 0"),
         ("seed=99999999999999999999999", "it must lie in 0"),
     ],
@@ -128,10 +129,11 @@ def test_a_saved_recipe_reads_back(tmp_path: Path) -> None:
 
 
 def test_later_entries_are_saved_only_where_they_change_something() -> None:
-    assert "distill_weight" not in DEFAULT.to_dict()
+    assert not {"distill_weight", "epochs_before"} & DEFAULT.to_dict().keys()
     assert "cutmix" not in DEFAULT.to_dict()["augmentation"]
-    changed = with_settings(DEFAULT, ["distill_weight=0.7", "augmentation.cutmix=0.3"])
+    changed = with_settings(DEFAULT, ["distill_weight=0.7", "epochs_before=4", "augmentation.cutmix=0.3"])
     assert (changed.to_dict()["distill_weight"], changed.to_dict()["augmentation"]["cutmix"]) == (0.7, 0.3)
+    assert changed.to_dict()["epochs_before"] == 4
     assert from_dict(changed.to_dict()) == changed
 
 

@@ -42,15 +42,28 @@ def tensors(file: Path) -> dict[str, torch.Tensor]:
 def test_training_starts_from_the_weights_also_at_another_size(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path / "first", "size=16", "learning_rate=0.05")
     begun = tmp_path / "first" / "last.safetensors"
-    said = run(dataset, tmp_path / "second", "learning_rate=1e-12", start=begun)
+    said = run(dataset, tmp_path / "second", "learning_rate=1e-12", "epochs_before=2", start=begun)
     for name, tensor in tensors(tmp_path / "second" / "last.safetensors").items():
         torch.testing.assert_close(tensor, tensors(begun)[name], atol=1e-7, rtol=0)
-    assert not said, "same split, same normalisation: nothing to warn of"
+    assert not said, "same split, same normalisation, other views: nothing to warn of"
     told = json.loads((tmp_path / "second" / "recipe.json").read_text())["start"]
     assert told == {"file": "last.safetensors", "sha256": hashlib.sha256(begun.read_bytes()).hexdigest(), "network": NETWORK}
     training = weights.load(tmp_path / "second" / "last.safetensors").metadata.training
     assert training["start"] == told
     assert len(training[LEARNT_FROM]) == 8, "the same images at two sizes are the same images"
+
+
+def test_views_that_the_start_has_learnt_from_are_warned_of(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path / "first", "epochs_before=3", "epochs=3")
+    begun = tmp_path / "first" / "last.safetensors"
+
+    def warned(name: str, *settings: str) -> str:
+        return "".join(run(dataset, tmp_path / name, *settings, start=begun))
+
+    assert "views of 2 of its epochs again; set epochs_before=6 or another seed" in warned("some", "epochs_before=4")
+    assert not warned("after", "epochs_before=6")
+    assert not warned("before", "epochs_before=1")
+    assert not warned("another", "epochs_before=4", "seed=42")
 
 
 def test_weights_that_learnt_from_a_validation_image_are_refused_at_any_size(dataset: Path, tmp_path: Path) -> None:

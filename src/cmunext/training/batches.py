@@ -35,8 +35,12 @@ class Share:
 def epoch_batches(cases: int, recipe: Recipe, epoch: int) -> list[np.ndarray]:
     """The batches of an epoch, every case once, as arrays of indices; the last may be smaller."""
     # The stream is that of `view_generator` for case 0, as NumPy takes [a, b] and [a, b, 0] for one seed; to part them would change every run.
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(cases)
+    order = _random_numbers(recipe, epoch).permutation(cases)
     return [order[start : start + recipe.batch_size] for start in range(0, cases, recipe.batch_size)]
+
+
+def _random_numbers(recipe: Recipe, epoch: int, *which: int) -> np.random.Generator:
+    return np.random.default_rng([recipe.seed, recipe.epochs_before + epoch, *which])
 
 
 def share(batch: np.ndarray, rank: int, processes: int) -> Share:
@@ -81,14 +85,14 @@ def training_batch(cases: Cases, indices: np.ndarray, recipe: Recipe, epoch: int
 
 def view_generator(recipe: Recipe, epoch: int, index: int) -> np.random.Generator:
     """The random numbers of a case's own augmentation in an epoch, whatever batch or process it is in."""
-    return np.random.default_rng([recipe.seed, epoch, index])
+    return _random_numbers(recipe, epoch, index)
 
 
 def cutmix_partner(recipe: Recipe, epoch: int, index: int, cases: int) -> tuple[int, np.random.Generator] | None:
     """Which other case a case gets a rectangle of in an epoch, and the random numbers of the rectangle; None for no CutMix."""
     if not recipe.augmentation.cutmix or cases < 2:
         return None
-    generator = np.random.default_rng([recipe.seed, epoch, index, CUTMIX])
+    generator = _random_numbers(recipe, epoch, index, CUTMIX)
     if generator.random() >= recipe.augmentation.cutmix:
         return None
     return (index + 1 + int(generator.integers(cases - 1))) % cases, generator  # any but itself, each as likely

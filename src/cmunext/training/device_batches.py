@@ -86,7 +86,7 @@ class DeviceBatches:
         drawn = self._drawn(recipe, epoch)
         if epoch + 1 < recipe.epochs:
             self._next = (epoch + 1, self._background.submit(self._draw, recipe, epoch + 1))
-        generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + epoch)
+        generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + recipe.epochs_before + epoch)
         views = self._by_chunks(lambda indices: self._augmented(indices, drawn, generator))
         return self._by_chunks(lambda indices: self._mixed(indices, *views, drawn)) if recipe.augmentation.cutmix else views
 

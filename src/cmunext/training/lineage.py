@@ -18,6 +18,7 @@ from cmunext.data.dataset import Cases
 from cmunext.errors import UsageError
 from cmunext.image.preprocess import Preprocessing
 from cmunext.storage import file_sha256
+from cmunext.training.recipe import Recipe, from_dict
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,24 @@ def start_from(
     return any(
         getattr(held.preprocessing, what) != getattr(preprocessing, what) for what in ("channels", "mean", "std", "final_scale")
     )
+
+
+def views_again(start: Ancestor, recipe: Recipe, train: Cases) -> range:
+    """The epochs of random views, counted from the seed's first, that the starting weights learnt from and the run shows them again.
+
+    Views are functions of seed, epoch and place in the list: there are such epochs where the run trains by the seed of its start on
+    images that the start knows, and does not say with `epochs_before` how far that one got.
+    """
+    held = start.weights.metadata
+    said, seen = held.training.get("recipe"), held.learnt_from or frozenset()
+    try:
+        begun = from_dict(said) if isinstance(said, Mapping) else None
+    except UsageError:  # of another program, or a later one
+        begun = None
+    if begun is None or begun.seed != recipe.seed or seen.isdisjoint(train.image_digests):
+        return range(0)
+    ends = [one.epochs_before + one.epochs for one in (begun, recipe)]
+    return range(max(begun.epochs_before, recipe.epochs_before), min(ends))
 
 
 def _teachers(said: Mapping[str, Any]) -> list[dict[str, Any]]:

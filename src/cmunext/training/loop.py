@@ -130,7 +130,8 @@ def fit(
         for part, (images, masks) in source.training(shares, recipe, progress.epoch):
             number = progress.epoch * batches_per_epoch + progress.batch
             rate = learning_rate(recipe, number, total_steps)
-            torch.manual_seed(recipe.seed + 1_000_003 * (number + 1) + fabric.global_rank)  # dropout and stochastic depth
+            drawn = number + recipe.epochs_before * batches_per_epoch
+            torch.manual_seed(recipe.seed + 1_000_003 * (drawn + 1) + fabric.global_rank)  # dropout and stochastic depth
             images, masks = images.to(device, non_blocking=True), masks.to(device)
             targets = (masks, teacher(images)) if teacher else (masks,)
             loss = step(images, targets, part, rate)

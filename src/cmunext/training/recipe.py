@@ -29,6 +29,8 @@ class Recipe:
     ----------
     name : what the recipe is called in the run, the weights file and tables.
     epochs, batch_size, seed : the last batch of an epoch is kept even when it is smaller.
+    epochs_before : epochs of an earlier run with this seed that the run goes on from (`--start-from`): the order and the random
+        views of its epochs follow theirs. With 0 it would be shown the very views again that its start has learnt from.
     preprocessing : size, channels and normalisation of the network's input, and how logits become a mask.
     augmentation : random changes of the training images.
     augment_before_resize : flip the native mask and then resize it with OpenCV's asymmetric nearest neighbour, as the released
@@ -51,6 +53,7 @@ class Recipe:
     epochs: int = 300
     batch_size: int = 8
     seed: int = 41
+    epochs_before: int = 0
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: Augmentation = field(default_factory=Augmentation)
     augment_before_resize: bool = True
@@ -78,6 +81,8 @@ class Recipe:
                 raise UsageError(f"recipe {name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"recipe seed is {self.seed}; it must lie in 0..{2**32 - 1}")
+        if not 0 <= self.epochs_before < 2**31:
+            raise UsageError(f"recipe epochs_before is {self.epochs_before}; it must lie in 0..{2**31 - 1}")
         if not 0 <= self.distill_weight <= 1:
             raise UsageError(f"recipe distill_weight is {self.distill_weight}; it must lie in [0, 1]")
         for name in ("momentum", "ema_decay"):
@@ -101,12 +106,13 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for JSON.
 
-        `distill_weight` and `augmentation.cutmix`, which recipes did not always have, are left out at their defaults, where they
-        change nothing: so runs and results from before still compare equal.
+        `epochs_before`, `distill_weight` and `augmentation.cutmix`, which recipes did not always have, are left out at their
+        defaults, where they change nothing: so runs and results from before still compare equal.
         """
         values = asdict(self)
-        if self.distill_weight == Recipe.distill_weight:
-            del values["distill_weight"]
+        for name in ("epochs_before", "distill_weight"):
+            if values[name] == getattr(Recipe, name):
+                del values[name]
         if self.augmentation.cutmix == Augmentation.cutmix:
             del values["augmentation"]["cutmix"]
         return values
