@@ -74,6 +74,19 @@ def test_intensity_changes_leave_the_mask_and_are_alike_in_all_channels() -> Non
     assert (changed != image).mean() > 0.5
 
 
+def test_a_mirror_leaves_above_what_was_above() -> None:
+    image = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
+    masks = np.stack([image, image[:, ::-1], image[::-1], image[::-1, ::-1]])  # as `Cases` has them: sampled under each flip
+    always, seen = Augmentation(rotate90=0, flip=0, mirror=1), set()
+    for seed in range(20):
+        mirrored, mask = augment(image, masks, always, np.random.default_rng(seed))
+        np.testing.assert_array_equal(mirrored, image[:, ::-1])
+        np.testing.assert_array_equal(mask, masks[1][:, ::-1])
+        half, _ = augment(image, masks, Augmentation(rotate90=0, flip=0, mirror=0.5), np.random.default_rng(seed))
+        seen.add(half.tobytes())
+    assert seen == {image.tobytes(), image[:, ::-1].tobytes()}
+
+
 def test_off_means_untouched() -> None:
     image, mask = np.arange(48, dtype=np.uint8).reshape(4, 4, 3), np.eye(4, dtype=np.uint8)[None, :, :, None]
     same, same_mask = augment(image, mask, Augmentation(rotate90=0, flip=0), np.random.default_rng(0))

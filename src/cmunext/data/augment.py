@@ -23,6 +23,7 @@ class Augmentation:
     ----------
     rotate90 : probability of a rotation by 0, 90, 180 or 270 degrees, each as likely. Needs a square network input.
     flip : probability of a flip: upside down, left to right or both, each as likely.
+    mirror : probability of left to right alone, which leaves above what was above: in ultrasound, depth.
     affine : probability of the next three together.
     rotation : largest rotation either way, degrees.
     scale : largest zoom either way, as a factor: 1.25 means 0.8 to 1.25, log-uniform.
@@ -37,6 +38,7 @@ class Augmentation:
 
     rotate90: float = 0.5
     flip: float = 0.5
+    mirror: float = 0.0
     affine: float = 0.0
     rotation: float = 0.0
     scale: float = 1.0
@@ -49,7 +51,7 @@ class Augmentation:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rotate90", "flip", "affine", "intensity", "cutmix"):
+        for name in ("rotate90", "flip", "mirror", "affine", "intensity", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation.{name} is {getattr(self, name)}; a probability lies in 0..1")
         for name, largest in (("rotation", 180), ("shift", 1), ("brightness", 1), ("noise", 1)):
@@ -165,6 +167,8 @@ def _rotation_and_flip(augmentation: Augmentation, generator: np.random.Generato
         flip = FLIP_CODES[generator.integers(3)]
         upside_down ^= flip[transposed]
         left_to_right ^= flip[not transposed]
+    if augmentation.mirror and generator.random() < augmentation.mirror:
+        left_to_right = not left_to_right
     return transposed, upside_down, left_to_right
 
 

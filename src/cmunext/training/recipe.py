@@ -106,15 +106,18 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for JSON.
 
-        `epochs_before`, `distill_weight` and `augmentation.cutmix`, which recipes did not always have, are left out at their
-        defaults, where they change nothing: so runs and results from before still compare equal.
+        What recipes did not always have is left out at its default, where it changes nothing: so runs and results from before still
+        compare equal.
         """
         values = asdict(self)
-        for name in ("epochs_before", "distill_weight"):
-            if values[name] == getattr(Recipe, name):
-                del values[name]
-        if self.augmentation.cutmix == Augmentation.cutmix:
-            del values["augmentation"]["cutmix"]
+        later = {
+            Recipe: (values, ("epochs_before", "distill_weight")),
+            Augmentation: (values["augmentation"], ("mirror", "cutmix")),
+        }
+        for kind, (some, names) in later.items():
+            for name in names:
+                if some[name] == getattr(kind, name):
+                    del some[name]
         return values
 
 
