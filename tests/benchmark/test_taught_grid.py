@@ -1,6 +1,7 @@
 """Grids whose cells learn from the weights of others, or go on from them or from a file, and a limit of time."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -161,6 +162,32 @@ def test_a_grid_stops_when_its_time_is_over_and_goes_on_later(tmp_path, monkeypa
     whole = write_grid(tmp_path / "whole", taught_content(**TAUGHT))
     assert main(["benchmark", str(whole), "--minutes", "60"]) == 0
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
+
+
+def test_a_grid_that_is_terminated_finishes_its_step_and_saves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", THREE)
+    values = content(three={"network": THREE})
+    values["recipes"]["short"]["set"]["epochs"] = 2000
+    path = write_grid(tmp_path, values)
+    run, ended = Store(tmp_path).run(read_grid(path).cells[0]), threading.Event()
+
+    def terminate() -> None:
+        while not (run / "history.csv").exists() and not ended.wait(0.01):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    waiting = threading.Thread(target=terminate)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a grid that does not listen: the test fails, and not the tests
+    waiting.start()
+    try:
+        assert main(["benchmark", str(path)]) == 130
+    finally:
+        ended.set()
+        waiting.join()
+        signal.signal(signal.SIGTERM, before)
+    assert "error: interrupted" in capsys.readouterr().err
+    assert "stopping after this step" in (run / "log.txt").read_text(), "and so with a checkpoint"
+    assert (run / "last.ckpt").exists()
 
 
 def test_the_time_limit_wakes_a_process_that_waits_and_ignores_ctrl_c():

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmunext.cli.termination import termination_as_interrupt
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -68,7 +70,7 @@ def benchmark(
         return
     failures = {}
     if not only:
-        with _time_limit(minutes):
+        with termination_as_interrupt(), _time_limit(minutes):
             failures = _run(chosen, folder, workers, cluster)
     if only != "figures":
         from cmunext.benchmark.tables import write_tables

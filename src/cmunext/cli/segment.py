@@ -1,14 +1,14 @@
 """`cmunext segment`."""
 
 import json as json_module
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from cmunext.cli.termination import termination_as_interrupt
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv")
 SQUEEZE = 3  # times, one way more than the other; BUSI's and BUS-BRA's images, from which the weights learnt, stay below 2.2
@@ -89,7 +89,7 @@ def segment(
     segmenter = Segmenter.load(weights, backend, device, threads or None, precision, streams or None, measure=many)
     _say_what_was_left_out(left_out)
     records: list[dict[str, Any]] = []
-    with _termination_as_interrupt():  # either way what is done is recorded
+    with termination_as_interrupt():  # either way what is done is recorded
         if sources:
             results = segment_files(segmenter, sources, out, steps, overwrite, weights, jobs, batch)
             for result in _with_progress(results, len(sources)):
@@ -145,16 +145,6 @@ def _warn_of_squeezed(records: list[dict[str, Any]], height: int, width: int) ->
 def _and_more(found: Sequence[object]) -> str:
     """What follows the name of the first."""
     return f" and {len(found) - 1} more" if len(found) > 1 else ""
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM, by which schedulers and containers stop a process, ends the work inside as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _films(videos, segmenter, out, spacing, overwrite, weights, jobs, frames):
