@@ -61,6 +61,7 @@ def test_views_that_the_start_has_learnt_from_are_warned_of(dataset: Path, tmp_p
         return "".join(run(dataset, tmp_path / name, *settings, start=begun))
 
     assert "views of 2 of its epochs again; set epochs_before=6 or another seed" in warned("some", "epochs_before=4")
+    assert "views of 1 of its epochs again; set epochs_before=6 " in warned("shorter", "epochs_before=3", "epochs=1")
     assert not warned("after", "epochs_before=6")
     assert not warned("before", "epochs_before=1")
     assert not warned("another", "epochs_before=4", "seed=42")

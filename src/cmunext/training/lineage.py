@@ -126,8 +126,9 @@ def start_from(
     )
 
 
-def views_again(start: Ancestor, recipe: Recipe, train: Cases) -> range:
-    """The epochs of random views, counted from the seed's first, that the starting weights learnt from and the run shows them again.
+def views_again(start: Ancestor, recipe: Recipe, train: Cases) -> tuple[int, int]:
+    """How many epochs of the random views that the starting weights learnt from the run shows them again, and where theirs ended: the
+    `epochs_before` that shows none.
 
     Views are functions of seed, epoch and place in the list: there are such epochs where the run trains by the seed of its start on
     images that the start knows, and does not say with `epochs_before` how far that one got.
@@ -139,9 +140,9 @@ def views_again(start: Ancestor, recipe: Recipe, train: Cases) -> range:
     except UsageError:  # of another program, or a later one
         begun = None
     if begun is None or begun.seed != recipe.seed or seen.isdisjoint(train.image_digests):
-        return range(0)
-    ends = [one.epochs_before + one.epochs for one in (begun, recipe)]
-    return range(max(begun.epochs_before, recipe.epochs_before), min(ends))
+        return 0, recipe.epochs_before
+    end, own_end = (one.epochs_before + one.epochs for one in (begun, recipe))
+    return max(0, min(end, own_end) - max(begun.epochs_before, recipe.epochs_before)), end
 
 
 def _teachers(said: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -94,10 +94,11 @@ def train(task: Task, reporter: Reporter) -> Progress:
     unknown = lineage.require_unseen(ancestors, *cases)  # in every process, so that all of them end where one does
     if fabric.is_global_zero:
         _warn_of_leaks(cases, unknown, reporter)
-        if start and (again := lineage.views_again(start, recipe, cases[0])):
+        again, ended = lineage.views_again(start, recipe, cases[0]) if start else (0, 0)
+        if start and again:
             reporter.say(
-                f"warning: {start.file} learnt with seed {recipe.seed} too, and sees the random views of {len(again)} of its epochs "
-                f"again; set epochs_before={again.stop} or another seed"
+                f"warning: {start.file} learnt with seed {recipe.seed} too, and sees the random views of {again} of its epochs "
+                f"again; set epochs_before={ended} or another seed"
             )
     if fabric.world_size > 1:
         network = _synchronised(network, fabric, reporter)
