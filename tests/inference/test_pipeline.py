@@ -55,13 +55,23 @@ def test_results_come_in_order_and_few_are_on_their_way(jobs: int, batch: int) -
 
 
 def test_the_three_stages_overlap() -> None:
-    def slow(*arguments: object) -> float:
-        time.sleep(0.02)
-        return 0.0
+    """While an item is in a stage, the next one gets into the stage before: each waits for that."""
+    items = range(15)
+    prepared, ran = ([threading.Event() for _ in items] for _ in range(2))
 
-    started = time.perf_counter()
-    assert len(list(overlapped(range(15), slow, lambda group: [slow() for _ in group], slow, 2))) == 15
-    assert time.perf_counter() - started < 0.75 * 15 * 3 * 0.02
+    def prepare(item: int) -> int:
+        prepared[item].set()
+        return item
+
+    def run(group: list[int]) -> list[bool]:
+        (item,) = group
+        ran[item].set()
+        return [prepared[min(item + 1, items[-1])].wait(timeout=30)]
+
+    def finish(item: int, prepared: int, raw: bool) -> bool:
+        return raw and ran[min(item + 1, items[-1])].wait(timeout=30)
+
+    assert [outcome for _, outcome in overlapped(items, prepare, run, finish, 2, 1)] == [True] * len(items)
 
 
 def test_an_input_error_belongs_to_its_item_and_others_end_the_iteration() -> None:

@@ -260,9 +260,9 @@ def test_a_network_of_ones_own_is_built_by_its_path(tmp_path: Path, monkeypatch:
 
 
 def test_importing_the_networks_builds_nothing() -> None:
-    """In a process of its own: no module is made, and nothing beyond torch is imported that could take long."""
+    """In a process of its own: no module is made, and nothing beyond torch and numpy is imported."""
     script = (
-        "import sys, time, torch\n"
+        "import sys, torch\n"
         "from torch import nn\n"
         "made = []\n"
         "original = nn.Module.__init__\n"
@@ -271,13 +271,10 @@ def test_importing_the_networks_builds_nothing() -> None:
         "    original(self, *args, **kwargs)\n"
         "nn.Module.__init__ = counting\n"
         "before = set(sys.modules)\n"
-        "start = time.process_time()\n"
         "import cmunext.networks\n"
-        "seconds = time.process_time() - start\n"
         "assert not made, made\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
         "assert new <= {'cmunext', 'numpy'}, new\n"
-        "assert seconds < 0.2, seconds\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
