@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cmunext import networks, weights
@@ -43,6 +44,27 @@ def test_round_trip_is_exact_and_bytes_repeat(network, tmp_path: Path) -> None:
     assert loaded.metadata == described(training={"seed": 3})
     assert not loaded.network.training
     assert same_output(network, loaded.network)
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_a_changed_byte_is_noticed_and_other_hands_need_no_checksum(network, tmp_path: Path, halve: bool) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.save(path, network, described())
+    if halve:
+        path.write_bytes(weights.halved(path))
+    content = path.read_bytes()
+    weights.load(path)
+    for place in torch.linspace(8 + int.from_bytes(content[:8], "little"), len(content) - 1, 20).long():  # of the tensors
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(InputError, match=r"w\.safetensors: it was changed after it was written"):
+            weights.load(path)
+    path.write_bytes(content.replace(b"0.485", b"0.458"))
+    with pytest.raises(InputError, match="it was changed after it was written"):
+        weights.load(path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    save_file(tensors, path, {KEY: described().to_json()})
+    assert weights.load(path).metadata == described()
 
 
 def test_others_may_read_what_is_written(network, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image import preprocess
 from cmunext.metadata import KEY, Metadata, unnamed_classes
 from cmunext.networks import remap
+from cmunext.seal import NAME, SEAL, check_seal, sealed
 from cmunext.storage import write_bytes
 
 TRUSTED = "CMUNEXT_NETWORKS"  # environment variable: networks "module:callable" that weights files may name, separated by commas
@@ -51,15 +52,28 @@ def save(path: str | os.PathLike[str], network: nn.Module, metadata: Metadata) -
     OSError : when the file cannot be written; what was there stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_bytes(path, content_of(tensors, {KEY: metadata.to_json()}))
+    write_bytes(path, _content(tensors, {KEY: metadata.to_json()}, Path(path)))
 
 
 def halved(path: str | os.PathLike[str]) -> bytes:
     """The content of a .safetensors file with its float32 tensors as float16 and its metadata as they are; `load` reads it as float32."""
     with safe_open(path, framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        metadata = stored.metadata()
-    return content_of({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}, metadata)
+        metadata = {name: value for name, value in (stored.metadata() or {}).items() if name != NAME}
+    return _content({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}, metadata, Path(path))
+
+
+def _content(tensors: dict[str, Tensor], metadata: dict[str, str], source: Path) -> bytes:
+    """A .safetensors file with its checksum; without metadata there is no place for one."""
+    plain = content_of(tensors, metadata)
+    if not metadata:
+        return plain
+    end = 8 + int.from_bytes(plain[:8], "little")
+    # Put in by hand: of several entries safetensors changes the order from call to call.
+    opening = b'{"__metadata__":{'
+    header = plain[8:end].rstrip().replace(opening, opening + f'"{NAME}":"{SEAL[NAME]}",'.encode(), 1)
+    header += b" " * (-len(header) % 8)
+    return sealed(len(header).to_bytes(8, "little") + header + plain[end:], source)
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
@@ -68,7 +82,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
     Raises
     ------
     UsageError : there is no such file, or its suffix is not one of `SUFFIXES`.
-    InputError : it is damaged, does not describe itself, or its tensors do not fit the network that it names.
+    InputError : it is damaged or was changed, does not describe itself, or its tensors do not fit the network that it names.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -83,6 +97,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); fetch or export it again") from error
+    check_seal(path)
     metadata = Metadata.from_properties(properties, str(path))
     _require_trust(metadata.network, path)
     network = networks.create(metadata.network, **metadata.arguments)

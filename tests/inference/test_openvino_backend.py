@@ -9,10 +9,10 @@ import pytest
 from tests.tiny_network import DARK, dark_discs, describe, write_network
 
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.backends.seal import SEAL, seal
 from cmunext.inference.backends.signature import PRECISION
 from cmunext.inference.segmenter import Segmenter
 from cmunext.metadata import KEY
+from cmunext.seal import SEAL, sealed
 
 pytest.importorskip("openvino")
 from cmunext.inference.backends import openvino
@@ -131,9 +131,9 @@ def test_bad_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.Capt
     refused(write_network(tmp_path / "channels.onnx", properties={KEY: lying}), "the model's image is")
     lying = describe(classes=("a", "b")).to_json()
     refused(write_network(tmp_path / "classes.onnx", properties={KEY: lying}), "the model's logits is")
-    sealed = write_network(tmp_path / "sealed.onnx", properties={KEY: describe().to_json(), **SEAL})
-    seal(sealed)
-    assert Segmenter.load(sealed, backend="openvino").metadata == describe()
-    sealed.write_bytes(sealed.read_bytes().replace(b'"lesion"', b'"tumour"'))
-    refused(sealed, "changed after it was written")
+    whole = write_network(tmp_path / "sealed.onnx", properties={KEY: describe().to_json(), **SEAL})
+    whole.write_bytes(sealed(whole.read_bytes(), whole))
+    assert Segmenter.load(whole, backend="openvino").metadata == describe()
+    whole.write_bytes(whole.read_bytes().replace(b'"lesion"', b'"tumour"'))
+    refused(whole, "changed after it was written")
     assert capfd.readouterr().err == ""

@@ -24,11 +24,11 @@ from cmunext.export.quantize import halve, narrow_convolutions, quantize
 from cmunext.export.samples import Samples, simulated
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.backends import onnx as runtime
-from cmunext.inference.backends.seal import SEAL, seal
 from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION
 from cmunext.inference.backends.torch import TorchBackend
 from cmunext.inference.segmenter import Segmenter
 from cmunext.metadata import KEY, Metadata
+from cmunext.seal import SEAL, sealed
 from cmunext.storage import replacing
 from cmunext.weights import Weights
 
@@ -156,7 +156,7 @@ def _save(model: ir.Model, metadata: Metadata, path: Path, precision: str = "flo
     ClearMetadataAndDocStringPass()(model)  # PyTorch leaves the exporting machine's paths there
     model.metadata_props.update({KEY: metadata.to_json(), PRECISION: precision, **SEAL})
     ir.save(model, path)
-    seal(path)
+    path.write_bytes(sealed(path.read_bytes(), path))
 
 
 @contextmanager

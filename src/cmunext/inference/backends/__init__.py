@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.backends.seal import check_seal
 from cmunext.metadata import Metadata
+from cmunext.seal import check_seal
 
 DEVICES = ("cpu", "cuda", "tensorrt", "coreml", "directml")  # the last three through onnxruntime
 PRECISIONS = ("float32", "bfloat16")
