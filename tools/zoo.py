@@ -3,6 +3,7 @@
     python tools/zoo.py pack DATASET FILE.npz         a dataset as one file: images and masks at 256 x 256, and its lists
     python tools/zoo.py unpack FILE.npz DATASET       and back, as a dataset folder
     python tools/zoo.py run OUT.tar [--minutes 9] [--workers 4] [--device cuda]
+    python tools/zoo.py list                          results/zoo.json anew, from the cells and cards that are there
 
 `run` goes on with results/zoo/grid.json where it stands, writes results/zoo.json, and packs what is to be brought back: cells, tables, figures,
 zoo.json, and the weights of finished cells, as float16 where no other cell learns from them. What cells that are not finished need to go on,
@@ -88,38 +89,39 @@ def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int
     try:
         code = subprocess.run([*command, "--workers", str(workers), "--minutes", str(minutes)], check=False).returncode
         subprocess.run([*command, "--only", "tables"], check=True)
-        results, package = grid.parents[1], grid.parents[2] / "src" / "cmunext" / "zoo"
-        files = [grid, *(results / name / "grid.json" for name in OTHERS)]
-        write_zoo(results / "zoo.json", [file for file in files if file.is_file()], sorted(package.glob("*.json")))
+        write_zoo(grid)
     finally:
         chosen.unlink()
         collect(out, grid)  # tables can be made again at home; what was trained on a machine that goes back cannot
     return code
 
 
-def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
-    """results/zoo.json: an entry a finished cell of the grids, with its scores in the columns paper, last and clean; and one for each card
-    of bundled weights that were scored on a validation list, in the column last."""
+def write_zoo(grid: Path) -> None:
+    """results/zoo.json: an entry a finished cell of this grid and the others beside it, with its scores in the columns paper, last and clean;
+    and one for each card of weights that were scored on a validation list, in the column last."""
     from cmunext.benchmark.grid_file import read_grid
     from cmunext.benchmark.results import value_of
     from cmunext.benchmark.scores import finite
     from cmunext.benchmark.store import CONFIG, Store
     from cmunext.storage import write_json
 
+    results, top = grid.parents[1], grid.parents[2]
+    grids = [grid, *(results / name / "grid.json" for name in OTHERS)]
+    cards = [card for folder in ("src/cmunext/zoo", "zoo") for card in sorted((top / folder).glob("*.json"))]
     entries = []
-    for file in grids:
-        grid, store = read_grid(file), Store(file.parent)
-        for cell in grid.cells:
+    for file in filter(Path.is_file, grids):
+        read, store = read_grid(file), Store(file.parent)
+        for cell in read.cells:
             if store.missing(cell):
                 continue
             config = json.loads((store.cell(cell) / CONFIG).read_text("utf-8"))
             entry = {"network": cell.network, "recipe": cell.recipe.name, "list": cell.lists.name, "seed": cell.recipe.seed}
-            alone = replace(grid, cells=(cell,))
+            alone = replace(read, cells=(cell,))
             for column in ("paper", "last", "clean"):
                 if value := value_of(alone, store, cell.dataset, cell.recipe.name, cell.label, column):
                     interval = [value.low, value.high]
                     entry[column] = {"iou": value.iou, "dice": value.f1, "iou_interval": interval, "images": value.images}
-            entry |= {"grid": file.parent.name, "scored_at": grid.at, "size": cell.recipe.preprocessing.height}
+            entry |= {"grid": file.parent.name, "scored_at": read.at, "size": cell.recipe.preprocessing.height}
             entry |= {"epochs": cell.recipe.epochs, "device": config["device"], "precision": config["precision"]}
             entries.append(entry)
     for file in cards:
@@ -128,9 +130,9 @@ def write_zoo(path: Path, grids: list[Path], cards: list[Path]) -> None:
             scores, recipe = card["scores"]["native size, onnxruntime"], card["recipe"]
             last = {key: scores[key] for key in ("iou", "dice", "iou_interval")} | {"images": scores["n"]}
             entry = {"network": card["network"], "recipe": recipe["name"], "list": card["validation_list"].split()[0]}
-            entry |= {"seed": card["seed"], "last": last, "bundled": card["name"], "scored_at": "native"}
+            entry |= {"seed": card["seed"], "last": last, "weights": card["name"], "scored_at": "native"}
             entries.append(entry | {"size": recipe["preprocessing"]["height"], "epochs": card["epochs"]})
-    write_json(path, finite(entries))
+    write_json(results / "zoo.json", finite(entries))
 
 
 def collect(out: Path, grid: Path) -> None:
@@ -173,6 +175,7 @@ def main() -> int:
         one = commands.add_parser(name)
         for path in paths:
             one.add_argument(path, type=Path)
+    commands.add_parser("list").add_argument("--grid", type=Path, default=GRID)
     one = commands.add_parser("run")
     one.add_argument("out", type=Path)
     one.add_argument("--grid", type=Path, default=GRID)
@@ -180,7 +183,7 @@ def main() -> int:
     one.add_argument("--workers", type=int, default=4)
     one.add_argument("--device", default="cuda")
     chosen = vars(parser.parse_args())
-    work: dict[str, Callable[..., int | None]] = {"pack": pack, "unpack": unpack, "run": run}
+    work: dict[str, Callable[..., int | None]] = {"pack": pack, "unpack": unpack, "run": run, "list": write_zoo}
     return work[chosen.pop("command")](**chosen) or 0
 
 
