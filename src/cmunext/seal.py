@@ -16,7 +16,15 @@ SEAL = {NAME: "0" * 64}  # what the metadata must hold when they are saved, for 
 
 _PROTOBUF = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # field 1 (the name) of 6 bytes, field 2 (the value) of 64
 _JSON = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-_SAFETENSORS = b'{"__metadata__":'  # how its header begins, behind the header's length in eight bytes
+_SAFETENSORS = b'{"__metadata__":{'  # how its header begins, behind the header's length in eight bytes
+
+
+def with_place(content: bytes) -> bytes:
+    """A .safetensors file that has metadata, with `SEAL` among them: of several entries safetensors changes the order from call to call."""
+    end = _header_end(content)
+    header = content[8:end].rstrip().replace(_SAFETENSORS, _SAFETENSORS + f'"{NAME}":"{SEAL[NAME]}",'.encode(), 1)
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def sealed(content: bytes, source: Path) -> bytes:
@@ -39,8 +47,12 @@ def check_seal(path: Path) -> None:
 
 def _entry(content: bytes) -> re.Match[bytes] | None:
     if content.startswith(_SAFETENSORS, 8):
-        return _JSON.search(content, 0, 8 + int.from_bytes(content[:8], "little"))
+        return _JSON.search(content, 0, _header_end(content))
     return _PROTOBUF.search(content)
+
+
+def _header_end(content: bytes) -> int:
+    return 8 + int.from_bytes(content[:8], "little")
 
 
 def _digest(content: bytes, entry: re.Match[bytes]) -> str:

@@ -24,7 +24,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.image import preprocess
 from cmunext.metadata import KEY, Metadata, unnamed_classes
 from cmunext.networks import remap
-from cmunext.seal import NAME, SEAL, check_seal, sealed
+from cmunext.seal import NAME, check_seal, sealed, with_place
 from cmunext.storage import write_bytes
 
 TRUSTED = "CMUNEXT_NETWORKS"  # environment variable: networks "module:callable" that weights files may name, separated by commas
@@ -56,24 +56,31 @@ def save(path: str | os.PathLike[str], network: nn.Module, metadata: Metadata) -
 
 
 def halved(path: str | os.PathLike[str]) -> bytes:
-    """The content of a .safetensors file with its float32 tensors as float16 and its metadata as they are; `load` reads it as float32."""
-    with safe_open(path, framework="pt") as stored:
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        metadata = {name: value for name, value in (stored.metadata() or {}).items() if name != NAME}
+    """The content of a .safetensors file with its float32 tensors as float16 and its metadata as they are; `load` reads it as float32.
+
+    Raises InputError when the file is damaged or was changed, which a new checksum would hide.
+    """
+    tensors, metadata = _read(Path(path))
+    metadata.pop(NAME, None)
     return _content({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}, metadata, Path(path))
 
 
 def _content(tensors: dict[str, Tensor], metadata: dict[str, str], source: Path) -> bytes:
     """A .safetensors file with its checksum; without metadata there is no place for one."""
-    plain = content_of(tensors, metadata)
-    if not metadata:
-        return plain
-    end = 8 + int.from_bytes(plain[:8], "little")
-    # Put in by hand: of several entries safetensors changes the order from call to call.
-    opening = b'{"__metadata__":{'
-    header = plain[8:end].rstrip().replace(opening, opening + f'"{NAME}":"{SEAL[NAME]}",'.encode(), 1)
-    header += b" " * (-len(header) % 8)
-    return sealed(len(header).to_bytes(8, "little") + header + plain[end:], source)
+    content = content_of(tensors, metadata)
+    return sealed(with_place(content), source) if metadata else content
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file. Raises InputError when it is damaged or was changed."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error}); fetch or export it again") from error
+    check_seal(path)
+    return tensors, metadata
 
 
 def load(path: str | os.PathLike[str]) -> Weights:
@@ -91,13 +98,7 @@ def load(path: str | os.PathLike[str]) -> Weights:
         raise UsageError(f"the weights file {path} does not exist; check the path")
     if path.suffix.lower() != ".safetensors":
         return load_official(path)
-    try:
-        with safe_open(path, "pt") as file:
-            properties = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); fetch or export it again") from error
-    check_seal(path)
+    tensors, properties = _read(path)
     metadata = Metadata.from_properties(properties, str(path))
     _require_trust(metadata.network, path)
     network = networks.create(metadata.network, **metadata.arguments)

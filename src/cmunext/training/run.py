@@ -94,12 +94,13 @@ def train(task: Task, reporter: Reporter) -> Progress:
     unknown = lineage.require_unseen(ancestors, *cases)  # in every process, so that all of them end where one does
     if fabric.is_global_zero:
         _warn_of_leaks(cases, unknown, reporter)
-        again, ended = lineage.views_again(start, recipe, cases[0]) if start else (0, 0)
-        if start and again:
-            reporter.say(
-                f"warning: {start.file} learnt with seed {recipe.seed} too, and sees the random views of {again} of its epochs "
-                f"again; set epochs_before={ended} or another seed"
-            )
+        if start:
+            again, ended = lineage.views_again(start, recipe, cases[0])
+            if again:
+                reporter.say(
+                    f"warning: {start.file} learnt with seed {recipe.seed} too, and sees the random views of {again} of its epochs "
+                    f"again; set epochs_before={ended} or another seed"
+                )
     if fabric.world_size > 1:
         network = _synchronised(network, fabric, reporter)
 
