@@ -53,6 +53,7 @@ def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
         "networks": ["one"],
         "teachers": {"recipe": "short", "network": "three"},
     }
+    values["recipes"]["mean"] = {"networks": ["one"], "mean": ["short", "taught"]}
     values["datasets"]["disks"]["root"] = "../../data"
     for machine in ("first", "second"):
         write_dataset(tmp_path / machine / "data")
@@ -60,7 +61,8 @@ def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
         (tmp_path / machine / "results/zoo/grid.json").write_text(json.dumps(values))
     first, second = (tmp_path / machine / "results/zoo" for machine in ("first", "second"))
     assert zoo.run(tmp_path / "0.tar", first / "grid.json", minutes=0.0, workers=1, device="cpu") == 130
-    values["recipes"].pop("taught")  # so the first part ends before the pupil
+    for later in ("taught", "mean"):  # so the first part ends before the pupil
+        values["recipes"].pop(later)
     (first / "grid.json").write_text(json.dumps(values))
     assert zoo.run(tmp_path / "1.tar", first / "grid.json", minutes=9, workers=1, device="cpu") == 0
     assert [path.name for path in first.iterdir() if path.name.endswith(".json")] == ["grid.json"]
@@ -76,8 +78,10 @@ def test_parts_end_in_a_complete_grid_wherever_they_run(tmp_path):
     assert zoo.run(tmp_path / "2.tar", second / "grid.json", minutes=9, workers=1, device="cpu") == 0
     entries = json.loads((second.parent / "zoo.json").read_text())
     assert [(entry["network"], entry["recipe"], entry["list"], entry["seed"]) for entry in entries] == [
-        (ONE, "short", "1", 1), (THREE, "short", "1", 1), (ONE, "taught", "1", 1)
+        (ONE, "short", "1", 1), (THREE, "short", "1", 1), (ONE, "taught", "1", 1), (ONE, "mean", "1", 1)
     ]  # fmt: skip
+    assert entries[-1]["mean_of"] == ["short", "taught"]
+    assert "epochs" not in entries[-1]
     for entry in entries:
         for column in ("paper", "last"):
             low, high = entry[column]["iou_interval"]

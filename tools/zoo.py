@@ -122,7 +122,10 @@ def write_zoo(grid: Path) -> None:
                     interval = [value.low, value.high]
                     entry[column] = {"iou": value.iou, "dice": value.f1, "iou_interval": interval, "images": value.images}
             entry |= {"grid": file.parent.name, "scored_at": read.at, "size": cell.recipe.preprocessing.height}
-            entry |= {"epochs": cell.recipe.epochs, "device": config["device"], "precision": config["precision"]}
+            if cell.mean:
+                entry["mean_of"] = [part.recipe.name for part in cell.mean]
+            else:
+                entry |= {"epochs": cell.recipe.epochs, "device": config["device"], "precision": config["precision"]}
             entries.append(entry)
     for file in cards:
         card = json.loads(file.read_text("utf-8"))
@@ -137,14 +140,13 @@ def write_zoo(grid: Path) -> None:
 
 def collect(out: Path, grid: Path) -> None:
     """Pack the results of a grid and the weights of its finished cells; and beside `out` the runs of those that are begun, if there are any."""
-    from cmunext.benchmark.grid import Cell
     from cmunext.benchmark.grid_file import read_grid
     from cmunext.benchmark.store import Store
     from cmunext.storage import replacing
     from cmunext.weights import halved
 
     store, top, cells = Store(grid.parent), grid.parents[2], read_grid(grid).cells
-    needed = {one.identifier for cell in cells for one in (*cell.teachers, cell.start) if isinstance(one, Cell)}
+    needed = {one.identifier for cell in cells for one in cell.needed}
     files = [path for part in ("cells", "tables", "figures") for path in (grid.parent / part).rglob("*") if path.is_file()]
     files += grid.parents[1].glob("zoo.json")
     with replacing(out) as temporary, tarfile.open(temporary, "w") as tar:

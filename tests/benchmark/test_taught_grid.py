@@ -1,4 +1,4 @@
-"""Grids whose cells learn from the weights of others, or go on from them or from a file, and a limit of time."""
+"""Grids whose cells learn from the weights of others, go on from them or from a file, or are their mean; and a limit of time."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from tests.datasets import write_dataset
 from tests.grids import ONE, THREE, content, digests, write_grid
@@ -15,7 +16,9 @@ from tests.grids import ONE, THREE, content, digests, write_grid
 from cmunext.benchmark import cell as cell_module
 from cmunext.benchmark.agreement import check_agreement
 from cmunext.benchmark.cell import run_cell
+from cmunext.benchmark.estimate import plans
 from cmunext.benchmark.grid_file import read_grid
+from cmunext.benchmark.results import scores_of
 from cmunext.benchmark.store import CONFIG, Store
 from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
@@ -117,6 +120,35 @@ def test_a_cell_goes_on_from_another_recipe_of_the_same_network_lists_and_seed(t
     assert f"{names[0]}, which is needed first, has no weights" in capsys.readouterr().err
 
 
+def test_a_mean_of_recipes_is_scored_like_a_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+    values = taught_content(start={"recipe": "short"})
+    values["recipes"]["mean"] = {"networks": ["three"], "mean": ["short", "taught"]}
+    values["recipes"]["on"] = {**values["recipes"]["short"], "networks": ["three"], "start": {"recipe": "mean"}}
+    path = write_grid(tmp_path, values)
+    grid, store = read_grid(path), Store(tmp_path)
+    means = [cell for cell in grid.cells if cell.mean]
+    assert [(cell.identifier, cell.generation) for cell in means] == [(f"disks-1-three-mean-seed{seed}", 2) for seed in (1, 2)]
+    assert [part.identifier for part in means[1].mean] == ["disks-1-three-short-seed2", "disks-1-three-taught-seed2"]
+    assert [cell.generation for cell in grid.cells if cell.recipe.name == "on"] == [3, 3]
+    before = {plan.cell.identifier: plan.seconds for plan in plans(grid, store)}
+    assert before[means[0].identifier] < before["disks-1-three-short-seed1"] / 2, "it is scored, and not trained"
+    assert main(["benchmark", str(path)]) == 0
+    folder = store.cell(means[1])
+    assert {file.name for file in folder.iterdir()} == {"config.json", "last.csv"}
+    assert [len(scores_of(store, means, column)) for column in ("paper", "last")] == [2, 2]
+    expected = [load(store.last_weights(part)).network.state_dict()["0.weight"].double() for part in means[1].mean]
+    mean = load(store.last_weights(means[1])).network.state_dict()["0.weight"].double()
+    torch.testing.assert_close(mean, (expected[0] + expected[1]) / 2, rtol=1e-7, atol=1e-9)
+
+    assert "the mean of the weights of short, taught, lists 1" in (tmp_path / "tables/table2-disks-mean.md").read_text()
+
+    values["recipes"]["mean"]["mean"] = ["taught", "short"]
+    other = read_grid(write_grid(tmp_path, values))
+    with pytest.raises(UsageError, match=r"another (recipe|mean) "):
+        check_agreement(other, next(cell for cell in other.cells if cell.mean), store)
+
+
 def test_a_start_may_be_weights_by_name(tmp_path, monkeypatch):
     (tmp_path / "zoo").mkdir()
     named = tmp_path / "zoo" / "mine.safetensors"
@@ -145,11 +177,18 @@ def test_several_recipes_may_teach_together(tmp_path):
         ({"teachers": {"recipe": "later", "network": "one"}}, "put that recipe first"),
         ({"start": {"recipe": "later"}}, "put that recipe first"),
         ({"start": {}}, "give a file, or a recipe of the grid"),
+        ({"mean": ["short", "short"]}, "two or more recipes of the grid, each once"),
+        ({"mean": "short"}, "two or more recipes of the grid, each once"),
+        ({"mean": ["short", "later"]}, "put that recipe first"),
+        ({"mean": ["short", "other"], "set": {}}, "a mean of others, .* unknown entry 'set'"),
     ],
 )
 def test_teachers_and_starts_that_the_grid_does_not_train_are_refused(tmp_path, recipe, words):
+    values = taught_content(**recipe)
+    if "mean" in recipe:
+        values["recipes"]["taught"] = recipe  # and no settings
     with pytest.raises(UsageError, match=words):
-        read_grid(write_grid(tmp_path, taught_content(**recipe)))
+        read_grid(write_grid(tmp_path, values))
 
 
 def test_a_grid_stops_when_its_time_is_over_and_goes_on_later(tmp_path, monkeypatch, capsys):

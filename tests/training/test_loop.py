@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from tests.datasets import write_dataset
+from tests.tiny_training import three_layers
 
 from cmunext import weights
 from cmunext.benchmark.evaluate import evaluate
 from cmunext.cli.main import main
 from cmunext.data.layout import Layout
 from cmunext.inference.segmenter import Segmenter
+from cmunext.training.step import average_of
 
 SETTINGS = ("epochs=3", "size=32", "batch_size=5", "learning_rate=0.05", "freeze_batch_statistics=true", "precision=32-true")
 
@@ -131,6 +133,35 @@ def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
     last = (tmp_path / "run" / "history.csv").read_text().splitlines()
     told = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
     assert float(told["val_iou"]) == pytest.approx(measured.summary()["per_image"]["iou"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "shares"),
+    [
+        (0.2, [[1.0], [2 / 11, 9 / 11], [0.4 / 11, 1.8 / 11, 0.8]]),
+        (0.1, [[1.0], [0.1, 0.9], [0.01, 0.09, 0.9], [0.001, 0.009, 0.09, 0.9]]),
+        (0.998, [[1.0], [2 / 11, 9 / 11], [0.5 / 11, 2.25 / 11, 0.75]]),
+        (1.0, [[1.0], [1 / 2] * 2, [1 / 3] * 3, [1 / 4] * 4]),
+    ],
+)
+def test_an_average_of_weights_has_so_much_of_each_step(decay: float, shares: list[list[float]]) -> None:
+    network = three_layers(1, 1)
+    average = average_of(network, decay)
+    assert average is not None
+    seen = []
+    for share in shares:
+        network(torch.randn(2, 1, 8, 8))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_()
+        seen.append({name: tensor.double().clone() for name, tensor in network.state_dict().items()})
+        average.update_parameters(network)
+        for name, tensor in average.module.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                assert tensor == len(seen)
+            else:
+                expected = sum(part * state[name] for part, state in zip(share, seen, strict=True))
+                torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_do_not_need_the_file_that_training_began_with(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

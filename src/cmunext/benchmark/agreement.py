@@ -31,6 +31,7 @@ def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
         **_named_classes(cell.dataset.root),
         **({"teachers": [teacher.identifier for teacher in cell.teachers]} if cell.teachers else {}),
         **({"start": cell.start.identifier} if isinstance(cell.start, Cell) else {}),
+        **({"mean": [part.identifier for part in cell.mean]} if cell.mean else {}),
         **({"external": external} if (external := _external(cell)) else {}),
         **{name: file_sha256(path) for name, path in files.items() if path.is_file()},
     }
@@ -61,7 +62,7 @@ def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
         kept = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
-    absent = ("teachers", "start") if isinstance(cell.start, Path) else ("teachers", "start", "start_sha256")  # unless planned
+    absent = ("teachers", "start", "mean", *([] if isinstance(cell.start, Path) else ["start_sha256"]))  # unless planned
     plan = plan_of(grid, cell)
     scored, external = kept.get("external", {}), plan.pop("external", {})
     changed = [

@@ -1,4 +1,4 @@
-"""One cell of a grid: train what is not trained, score what is not scored, and keep what is small enough for a repository."""
+"""One cell of a grid: train (or average) what is not trained, score what is not scored, and keep what is small enough for a repository."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cmunext.benchmark.agreement import check_run, plan_of
 from cmunext.benchmark.grid import Cell, External, Grid
@@ -34,7 +35,10 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     if not (folder / CONFIG).is_file():  # nothing tells what scores without it are of
         for path in store.scores(cell).values():
             path.unlink(missing_ok=True)
-    if not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
+    if cell.mean:
+        _average(grid, cell, store)
+        _use_threads(threads)
+    elif not (last.is_file() and (run / BEST).is_file() and (run / HISTORY).is_file()):
         if not _train(grid, cell, store, threads):
             return False
     else:
@@ -42,23 +46,11 @@ def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
     for name, path in store.scores(cell).items():
         if not path.is_file():
             external = next((one for one in cell.dataset.external if name == f"external-{one.name}"), None)
-            _score(grid, cell, external, run / BEST if name == "best" else last, path)
-    write_bytes(folder / HISTORY, (run / HISTORY).read_bytes())
-    trained = json.loads((run / "recipe.json").read_text("utf-8"))
-    write_json(
-        folder / CONFIG,
-        {
-            **plan_of(grid, cell),
-            "train_list": cell.lists.train.name,
-            "validation_list": cell.lists.validation.name,
-            "train_cases": len(trained["train"]),
-            "validation_cases": len(trained["validation"]),
-            "precision": trained["recipe"]["precision"],
-            "threads": trained["threads"],
-            "device": trained["device"],
-            "versions": trained["versions"],
-        },
-    )
+            _score(grid, cell, external, run / BEST if name == "best" and not cell.mean else last, path)
+    if not cell.mean:
+        write_bytes(folder / HISTORY, (run / HISTORY).read_bytes())
+    lists = {"train_list": cell.lists.train.name, "validation_list": cell.lists.validation.name}
+    write_json(folder / CONFIG, {**plan_of(grid, cell), **lists, **({} if cell.mean else _how_trained(run))})
     (folder / FAILED).unlink(missing_ok=True)
     (run / "last.ckpt").unlink(missing_ok=True)  # the largest file, and of no more use
     return True
@@ -95,9 +87,7 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
 
     # What it announces, precision and processes, stands in the log anyway.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    run.mkdir(parents=True, exist_ok=True)
-    if not (ignored := run.parent / ".gitignore").is_file():
-        write_text(ignored, "*\n")
+    _make_run_folder(run)
     task = Task(
         cell.dataset.root,
         cell.lists.train,
@@ -126,6 +116,35 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
 
         progress = train(task, Reporter(say, lambda _: lambda: None, clock.step, epoch))
     return progress.epoch == cell.recipe.epochs
+
+
+def _how_trained(run: Path) -> dict[str, Any]:
+    """What a training's folder tells beside what was planned."""
+    trained = json.loads((run / "recipe.json").read_text("utf-8"))
+    return {
+        "train_cases": len(trained["train"]),
+        "validation_cases": len(trained["validation"]),
+        "precision": trained["recipe"]["precision"],
+        "threads": trained["threads"],
+        "device": trained["device"],
+        "versions": trained["versions"],
+    }
+
+
+def _average(grid: Grid, cell: Cell, store: Store) -> None:
+    """Write the mean of the weights of other cells as the cell's own; always anew, since it costs next to nothing."""
+    from cmunext.training.average import write_average
+
+    parts = [_trained(store, part) for part in cell.mean]
+    _make_run_folder(store.run(cell))
+    with grid_networks_trusted(grid):
+        write_average(parts, store.last_weights(cell))
+
+
+def _make_run_folder(run: Path) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    if not (ignored := run.parent / ".gitignore").is_file():
+        write_text(ignored, "*\n")
 
 
 def _trained(store: Store, cell: Cell) -> Path:

@@ -85,6 +85,8 @@ def _amounts(grid: Grid, cell: Cell) -> tuple[float, float]:
     except InputError:  # no such list here; running the cell will say so
         return math.nan, math.nan
     recipe = cell.recipe
+    if cell.mean:
+        return 0, validation
     validations = math.ceil(recipe.epochs / recipe.validate_every)
     return recipe.epochs * math.ceil(train / recipe.batch_size), validation * (validations + 2)
 

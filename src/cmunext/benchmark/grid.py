@@ -66,12 +66,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its scores: what is trained on what, and everything that decides how.
+    """One training and its scores: what is trained on what, and everything that decides how. Or the mean of earlier cells' weights.
 
     Attributes
     ----------
     teachers : the cells whose weights it learns from, which must be done before it.
     start : a file of weights that it starts from, or the cell whose last weights they are, which must be done before it.
+    mean : the cells whose last weights are averaged instead of a training, which must be done before it; `recipe` is the last one's then.
     """
 
     identifier: str
@@ -83,12 +84,17 @@ class Cell:
     recipe: Recipe = field(hash=False)
     teachers: tuple["Cell", ...] = ()
     start: "Path | Cell | None" = None
+    mean: tuple["Cell", ...] = ()
+
+    @property
+    def needed(self) -> tuple["Cell", ...]:
+        """The cells whose weights it needs."""
+        return (*self.teachers, *self.mean, *([self.start] if isinstance(self.start, Cell) else []))
 
     @property
     def generation(self) -> int:
         """0 for a cell that needs no other, else one more than those it needs."""
-        needed = (*self.teachers, self.start) if isinstance(self.start, Cell) else self.teachers
-        return 1 + max((cell.generation for cell in needed), default=-1)
+        return 1 + max((cell.generation for cell in self.needed), default=-1)
 
 
 @dataclass(frozen=True)

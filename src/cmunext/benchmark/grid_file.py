@@ -12,7 +12,8 @@
       "recipes": {"paper": {"base": "paper", "set": {"epochs": 300}},
                   "taught": {"base": "default", "networks": ["cmunext-s"], "teachers": {"recipe": "paper", "network": "cmunext"}},
                   "tuned": {"base": "default", "networks": ["cmunext-s"], "start": "cmunext-s-other.safetensors"},
-                  "again": {"base": "default", "start": {"recipe": "paper"}}},
+                  "again": {"base": "default", "start": {"recipe": "paper"}},
+                  "mean": {"mean": ["paper", "again"]}},
       "networks": {"cmunext-s": {}, "cmunext": {}, "swin-unet": {"set": {"size": 224}}},
       "seeds": [41]
     }
@@ -20,6 +21,7 @@
 Paths are relative to the grid file; lists are sought in the dataset folder too. docs/what-the-numbers-mean.md says which entry gives
 which column of the tables. Teachers are the weights of every seed of another recipe on the same lists, or of several such in a list;
 `start` is a file to start from, weights by name, or another recipe, whose last weights of the same network, lists and seed are gone on with.
+With `mean` nothing is trained: the last weights of those recipes, of the same network, lists and seed, are averaged.
 """
 
 import json
@@ -42,12 +44,14 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class _RecipeEntry:
-    """A recipe of a grid file: for which networks (None: all), taught by which (recipe, network), started from which file or recipe."""
+    """A recipe of a grid file: for which networks (None: all), taught by which (recipe, network), started from which file or recipe;
+    or (recipe is None) the mean of which recipes."""
 
-    recipe: Recipe
+    recipe: Recipe | None
     networks: tuple[str, ...] | None
-    teachers: tuple[tuple[str, str], ...]
-    start: Path | str | None
+    teachers: tuple[tuple[str, str], ...] = ()
+    start: Path | str | None = None
+    mean: tuple[str, ...] = ()
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
@@ -119,18 +123,25 @@ def _cells(
             for label in networks if entry.networks is None else entry.networks:
                 for pair in dataset.lists:
                     for seed in seeds:
-                        made = _cell(dataset, pair, label, *networks[label], recipe=entry.recipe, name=name, seed=seed)
+                        made = _cell(
+                            dataset, pair, label, *networks[label], recipe=entry.recipe or Recipe(), name=name, seed=seed
+                        )
                         teachers = [
                             one for each in entry.teachers for one in _earlier(cells, made, *each, what="teachers", path=path)
                         ]
-                        start: Path | Cell | None
-                        if isinstance(entry.start, str):
-                            begun = _earlier(cells, made, entry.start, label, what="start", path=path)
-                            start = next(one for one in begun if one.recipe.seed == seed)
-                        else:
-                            start = entry.start
-                        cells.append(replace(made, teachers=tuple(teachers), start=start))
+                        start = entry.start
+                        begun = _same(cells, made, start, what="start", path=path) if isinstance(start, str) else start
+                        mean = [_same(cells, made, each, what="mean", path=path) for each in entry.mean]
+                        recipe = replace(mean[-1].recipe, name=name) if mean else made.recipe
+                        cells.append(replace(made, recipe=recipe, teachers=tuple(teachers), start=begun, mean=tuple(mean)))
     return tuple(cells)
+
+
+def _same(cells: list[Cell], made: Cell, recipe: str, *, what: str, path: Path) -> Cell:
+    """The cell of the same network, lists and seed as `made` by another recipe. Raises UsageError without one."""
+    return next(
+        one for one in _earlier(cells, made, recipe, made.label, what=what, path=path) if one.recipe.seed == made.recipe.seed
+    )
 
 
 def _earlier(cells: list[Cell], made: Cell, recipe: str, label: str, *, what: str, path: Path) -> list[Cell]:
@@ -139,7 +150,7 @@ def _earlier(cells: list[Cell], made: Cell, recipe: str, label: str, *, what: st
     found = [one for one in cells if (one.dataset.name, one.lists.name, one.recipe.name, one.label) == same]
     if not found:
         raise UsageError(
-            f"the {what} of recipes.{made.recipe.name} in {path}: no recipe before it trains {label} by recipe {recipe!r}; put that recipe first"
+            f"the {what} of recipes.{made.recipe.name} in {path}: no recipe before it gives {label} by recipe {recipe!r}; put that recipe first"
         )
     return found
 
@@ -246,12 +257,27 @@ class _Reader:
         return external
 
     def recipe(self, name: str, entry: dict[str, Any]) -> _RecipeEntry:
-        base = entry.pop("base", "default")
-        settings = self.settings(entry, f"recipes.{name}")
-        only, taught, start = (entry.pop(key, None) for key in ("networks", "teachers", "start"))
-        self.empty(entry, f"recipes.{name}")
+        only = entry.pop("networks", None)
         if only is not None and not (isinstance(only, list) and only and all(isinstance(one, str) for one in only)):
             raise UsageError(f"networks of recipes.{name} in {self.file} is {only!r}; give a list of the grid's networks")
+        networks = tuple(only) if only else None
+        if "mean" in entry:
+            mean = entry.pop("mean")
+            self.empty(entry, f"recipes.{name}, a mean of others,")
+            if (
+                not isinstance(mean, list)
+                or len(mean) < 2
+                or not all(isinstance(one, str) for one in mean)
+                or len(set(mean)) < len(mean)
+            ):
+                raise UsageError(
+                    f"mean of recipes.{name} in {self.file} is {mean!r}; give two or more recipes of the grid, each once"
+                )
+            return _RecipeEntry(None, networks, mean=tuple(mean))
+        base = entry.pop("base", "default")
+        settings = self.settings(entry, f"recipes.{name}")
+        taught, start = (entry.pop(key, None) for key in ("teachers", "start"))
+        self.empty(entry, f"recipes.{name}")
         teachers = [] if taught is None else taught if isinstance(taught, list) else [taught]
         for one in teachers:
             if not isinstance(one, dict) or one.keys() != {"recipe", "network"}:
@@ -262,7 +288,7 @@ class _Reader:
         if taught == [] or len(set(by)) < len(by):
             raise UsageError(f"teachers of recipes.{name} in {self.file} is {taught!r}; give at least one, and each once")
         chosen = recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
-        return _RecipeEntry(chosen, tuple(only) if only else None, by, self.start(name, start) if start is not None else None)
+        return _RecipeEntry(chosen, networks, by, self.start(name, start) if start is not None else None)
 
     def start(self, name: str, start: Any) -> Path | str:
         """A file to start from, or weights by name; or the name of a recipe to go on from."""

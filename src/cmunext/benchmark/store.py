@@ -3,6 +3,8 @@
     OUT/runs/CELL/    the training's folder: checkpoint, weights, log (large; a .gitignore keeps it out of repositories)
     OUT/cells/CELL/   config.json, history.csv, best.csv, last.csv, external-NAME.csv: all that tables are made of
 
+A mean of other cells' weights has no epochs: no history.csv, and its last weights are its best.
+
 Every file is written whole or not at all, and `config.json` last, so what is there tells what is missing.
 """
 
@@ -39,9 +41,10 @@ class Store:
         names = ["best", "last"]
         if cell.lists.kind == "official":
             names += [f"external-{external.name}" for external in cell.dataset.external]
-        return {name: self.cell(cell) / f"{name}.csv" for name in names}
+        same = {"best": "last"} if cell.mean else {}
+        return {name: self.cell(cell) / f"{same.get(name, name)}.csv" for name in names}
 
     def missing(self, cell: Cell) -> list[Path]:
         """The files that the cell still lacks, none when it is done."""
-        wanted = [*self.scores(cell).values(), self.cell(cell) / HISTORY, self.cell(cell) / CONFIG]
-        return [path for path in wanted if not path.is_file()]
+        wanted = [*self.scores(cell).values(), *([] if cell.mean else [self.cell(cell) / HISTORY]), self.cell(cell) / CONFIG]
+        return [path for path in dict.fromkeys(wanted) if not path.is_file()]

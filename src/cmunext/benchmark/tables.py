@@ -165,10 +165,12 @@ def _with_interval(value: Value) -> str:
 def preface(grid: Grid, dataset: Dataset, recipe: str) -> list[str]:
     """What was trained and scored: the lines above a table."""
     cells = [cell for cell in grid.cells if cell.dataset == dataset and cell.recipe.name == recipe]
+    parts = [part.recipe.name for part in cells[0].mean] if cells else []
     epochs = sorted({cell.recipe.epochs for cell in cells})
+    how = f"the mean of the weights of {', '.join(parts)}" if parts else f"{_counted(epochs, 'epoch', ' or ')} of training"
     seeds, lists = sorted({cell.recipe.seed for cell in cells}), list(dict.fromkeys(cell.lists.name for cell in cells))
     return [
-        f"Grid {grid.name}: {_counted(epochs, 'epoch', ' or ')} of training, lists {', '.join(lists)}, seed "
+        f"Grid {grid.name}: {how}, lists {', '.join(lists)}, seed "
         f"{', '.join(map(str, seeds))}; masks compared at {grid.at} size. IoU and F1 are means over images, per cent, "
         "with a 95 % bootstrap interval over images; those that share a group or a patient are drawn together.",
     ]

@@ -17,6 +17,7 @@ COMMANDS = {  # name -> (module, what it does), in the order of the help; a modu
     "audit": ("cmunext.cli.data", "look for what is wrong in a dataset and its lists"),
     "split": ("cmunext.cli.data", "write lists of training and validation cases"),
     "train": ("cmunext.cli.train", "train a network, or go on with a training"),
+    "average": ("cmunext.cli.average", "the mean of several trainings' weights"),
     "evaluate": ("cmunext.cli.evaluate", "score weights, or masks, on a list of cases"),
     "compare": ("cmunext.cli.compare", "which of several networks is better on the same cases"),
     "benchmark": ("cmunext.cli.benchmark", "a grid of trainings to scores, tables and figures"),

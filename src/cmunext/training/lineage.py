@@ -62,9 +62,9 @@ def require_unseen(ancestors: Iterable[Ancestor], train: Cases, validation: Case
     return [ancestor for ancestor in ancestors if ancestor.weights.metadata.learnt_from is None]
 
 
-def learnt_from(train: Cases, ancestors: Iterable[Ancestor]) -> list[str] | None:
-    """`Cases.image_digests` of the training images and those of the ancestors, sorted; None when an ancestor does not say its own."""
-    known = set(train.image_digests)
+def learnt_from(own: Iterable[str], ancestors: Iterable[Ancestor]) -> list[str] | None:
+    """The image digests of the training images (`own`) and those of the ancestors, sorted; None when an ancestor does not say its own."""
+    known = set(own)
     for ancestor in ancestors:
         if ancestor.weights.metadata.learnt_from is None:
             return None
