@@ -141,7 +141,6 @@ def test_two_classes_with_softmax(run, tmp_path: Path) -> None:
         (0.2, [[1.0], [2 / 11, 9 / 11], [0.4 / 11, 1.8 / 11, 0.8]]),
         (0.1, [[1.0], [0.1, 0.9], [0.01, 0.09, 0.9], [0.001, 0.009, 0.09, 0.9]]),
         (0.998, [[1.0], [2 / 11, 9 / 11], [0.5 / 11, 2.25 / 11, 0.75]]),
-        (1.0, [[1.0], [1 / 2] * 2, [1 / 3] * 3, [1 / 4] * 4]),
     ],
 )
 def test_an_average_of_weights_has_so_much_of_each_step(decay: float, shares: list[list[float]]) -> None:

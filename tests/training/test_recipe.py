@@ -83,7 +83,7 @@ def test_settings() -> None:
         ("augmentation=3", "set its parts"),
         ("augmentation.flop=1", "no setting 'augmentation.flop'"),
         ("preprocessing.height=128", "rotated by 90 degrees"),
-        ("ema_decay=1.1", r"ema_decay is 1.1; it must lie in \[0, 1\]"),
+        ("ema_decay=1.0", r"\[0, 1\)"),
         ("distill_weight=1.5", r"\[0, 1\]"),
         ("preprocessing.channels=hsv", "rgb, bgr, grey"),
         ("preprocessing.final_scale=0", "must be positive"),

@@ -43,8 +43,7 @@ class Recipe:
     schedule : "poly" (with `poly_power`), "cosine" or "constant"; `warmup_epochs` rise linearly before it.
     schedule_lag : let "poly" and "cosine" run one step late, as the released code does with its "poly"; the warm-up is not late.
     ema_decay : decay a step of the exponential moving average of weights and batch statistics, 0 for none. It ramps up as
-        (1 + t) / (10 + t). 1 is the mean over all steps alike (stochastic weight averaging, Izmailov et al., UAI 2018), meant for a
-        constant rate from trained weights. With an average, it is the averaged network that is validated and kept as best.
+        (1 + t) / (10 + t). With an average, it is the averaged network that is validated and kept as best.
     freeze_batch_statistics : normalise by the running statistics also in training.
     validate_every : epochs between validations; the last epoch is always validated.
     precision : of the network's arithmetic; "auto" takes bfloat16 where the processor has it in hardware, else float32.
@@ -84,11 +83,11 @@ class Recipe:
             raise UsageError(f"recipe seed is {self.seed}; it must lie in 0..{2**32 - 1}")
         if not 0 <= self.epochs_before < 2**31:
             raise UsageError(f"recipe epochs_before is {self.epochs_before}; it must lie in 0..{2**31 - 1}")
-        for name in ("distill_weight", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"recipe {name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if not 0 <= self.momentum < 1:
-            raise UsageError(f"recipe momentum is {self.momentum}; it must lie in [0, 1)")
+        if not 0 <= self.distill_weight <= 1:
+            raise UsageError(f"recipe distill_weight is {self.distill_weight}; it must lie in [0, 1]")
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"recipe {name} is {getattr(self, name)}; it must lie in [0, 1)")
         for name in ("weight_decay", "poly_power"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"recipe {name} is {getattr(self, name)}; it must be finite and not negative")

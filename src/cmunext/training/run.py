@@ -137,14 +137,13 @@ def train(task: Task, reporter: Reporter) -> Progress:
         )
         weights.save(task.out / file, kept, metadata)
 
-    averaged = "average of weights (EMA)" if recipe.ema_decay < 1 else "mean of the weights of all steps (SWA)"
-    measured = averaged if recipe.ema_decay else "weights"
+    measured = "average of weights (EMA)" if recipe.ema_decay else "weights"
 
     def keep_last(bare: nn.Module, average: nn.Module | None, row: dict) -> None:
         unmeasured = {**row, "val_iou": None, "val_dice": None} if average else row
         keep(LAST, bare, unmeasured, "weights of the last epoch")
         if average is not None:
-            keep(AVERAGE, average, row, f"{averaged} at the last epoch")
+            keep(AVERAGE, average, row, "average of weights (EMA) at the last epoch")
 
     def told(row: dict) -> None:
         board.add(row)

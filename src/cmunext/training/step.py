@@ -29,8 +29,7 @@ Record = Callable[[Callable[[], Tensor], Callable[[], None]], tuple[Callable[[],
 
 
 def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential moving average of parameters and batch statistics, ramping up so that short trainings have one too, or with decay 1
-    their mean over all steps; None for decay 0."""
+    """The exponential moving average of parameters and batch statistics, ramping up so that short trainings have one too; None for decay 0."""
     if not decay:
         return None
 
@@ -297,8 +296,5 @@ def _loss(
 
 
 def _share_of_new(decay: float, updates: int) -> float:
-    """How much of the network goes into its average at an update: all at the first, less and less until 1 - decay; with decay 1 as much as
-    each update before it has."""
-    if decay == 1:
-        return 1 / (1 + updates)
+    """How much of the network goes into its average at an update: all at the first, less and less until 1 - decay."""
     return 1 - min(decay, (1 + updates) / (10 + updates)) if updates else 1.0
