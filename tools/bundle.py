@@ -3,11 +3,10 @@
     python tools/bundle.py RUN NAME DATASET VALIDATION_LIST
     python tools/bundle.py RUN NAME DATASET --instead WEIGHTS       where nothing was held out: WEIGHTS, which never saw DATASET, are scored
 
-From RUN/ema.safetensors (the average of weights at the last epoch: no epoch is picked) to src/cmunext/zoo/NAME.{safetensors,onnx,json,md},
-docs/cards/NAME.png and results/NAME/{recipe.json,history.csv,scores.csv}. Large networks go to zoo/ instead, their weights as float16; the
-largest as .onnx alone. The
-card's scores are measured here; what cannot be measured stands in FACTS. The picture shows the worst of 64 phantoms, because images of
-patients are not ours to publish.
+From RUN/ema.safetensors (the average of weights at the last epoch: no epoch is picked; or a mean of several such) to
+src/cmunext/zoo/NAME.{safetensors,onnx,json,md}, docs/cards/NAME.png and results/NAME/{recipe.json,history.csv,scores.csv}, a mean of weights
+without the first two. Large networks go to zoo/ instead, their weights as float16; the largest as .onnx alone. The card's scores are measured
+here; what cannot be measured stands in FACTS. The picture shows the worst of 64 phantoms, because images of patients are not ours to publish.
 """
 
 import argparse
@@ -46,7 +45,8 @@ FACTS = {
     "cmunext-s-busi": {
         "data": f"{BUSI}; and, before it, {BUSBRA}",
         "limits": [
-            "Trained in five cycles, 178 epochs of the train list, after BUS-BRA: results/three-lists. Epochs and recipe are the last one's.",
+            "Trained in five cycles, 178 epochs of the train list, after BUS-BRA, and the mean of the weights at the ends of the last three: "
+            "results/three-lists. Epochs and recipe are the last cycle's.",
             LEAKS,
             "All of BUS-BRA was learnt from: do not evaluate it there. Images of further scanners, depths and presets are untested.",
             NORMALS,
@@ -131,9 +131,11 @@ def bundle(run: Path, name: str, dataset: Path, validation_list: str, instead: P
     write_json(zoo / f"{name}.json", card)
     write_text(zoo / f"{name}.md", page(card))
     for file in ("recipe.json", "history.csv"):
-        shutil.copy(run / file, results / file)
-    recipe = json.loads((results / "recipe.json").read_text())
-    write_json(results / "recipe.json", {**recipe, "dataset": training["dataset"]})  # not where it lay on that machine
+        (results / file).unlink(missing_ok=True)
+    if "mean_of" not in training:
+        recipe = json.loads((run / "recipe.json").read_text())
+        write_json(results / "recipe.json", {**recipe, "dataset": training["dataset"]})  # not where it lay on that machine
+        shutil.copy(run / "history.csv", results / "history.csv")
     if name in ONNX_ALONE:
         (zoo / f"{name}.safetensors").unlink()
 
