@@ -20,6 +20,7 @@ from cmunext.benchmark.estimate import plans
 from cmunext.benchmark.grid_file import read_grid
 from cmunext.benchmark.results import scores_of
 from cmunext.benchmark.store import CONFIG, Store
+from cmunext.benchmark.tables import preface
 from cmunext.cli.benchmark import _time_limit
 from cmunext.cli.main import main
 from cmunext.errors import InputError, UsageError
@@ -120,33 +121,43 @@ def test_a_cell_goes_on_from_another_recipe_of_the_same_network_lists_and_seed(t
     assert f"{names[0]}, which is needed first, has no weights" in capsys.readouterr().err
 
 
-def test_a_mean_of_recipes_is_scored_like_a_training(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMUNEXT_NETWORKS", f"{ONE},{THREE}")
+def mean_content() -> dict:
     values = taught_content(start={"recipe": "short"})
-    values["recipes"]["mean"] = {"networks": ["three"], "mean": ["short", "taught"]}
-    values["recipes"]["on"] = {**values["recipes"]["short"], "networks": ["three"], "start": {"recipe": "mean"}}
-    path = write_grid(tmp_path, values)
-    grid, store = read_grid(path), Store(tmp_path)
-    means = [cell for cell in grid.cells if cell.mean]
+    del values["networks"]["one"]
+    values["recipes"]["mean"] = {"mean": ["short", "taught"]}
+    return values
+
+
+def test_a_mean_is_of_one_seed_and_may_be_gone_on_from(tmp_path):
+    values = mean_content()
+    values["recipes"]["on"] = {**values["recipes"]["short"], "start": {"recipe": "mean"}}
+    cells = read_grid(write_grid(tmp_path, values)).cells
+    means = [cell for cell in cells if cell.mean]
     assert [(cell.identifier, cell.generation) for cell in means] == [(f"disks-1-three-mean-seed{seed}", 2) for seed in (1, 2)]
     assert [part.identifier for part in means[1].mean] == ["disks-1-three-short-seed2", "disks-1-three-taught-seed2"]
-    assert [cell.generation for cell in grid.cells if cell.recipe.name == "on"] == [3, 3]
-    before = {plan.cell.identifier: plan.seconds for plan in plans(grid, store)}
-    assert before[means[0].identifier] < before["disks-1-three-short-seed1"] / 2, "it is scored, and not trained"
-    assert main(["benchmark", str(path)]) == 0
-    folder = store.cell(means[1])
-    assert {file.name for file in folder.iterdir()} == {"config.json", "last.csv"}
-    assert [len(scores_of(store, means, column)) for column in ("paper", "last")] == [2, 2]
-    expected = [load(store.last_weights(part)).network.state_dict()["0.weight"].double() for part in means[1].mean]
-    mean = load(store.last_weights(means[1])).network.state_dict()["0.weight"].double()
-    torch.testing.assert_close(mean, (expected[0] + expected[1]) / 2, rtol=1e-7, atol=1e-9)
+    assert [(cell.start, cell.generation) for cell in cells if cell.recipe.name == "on"] == [(mean, 3) for mean in means]
 
-    assert "the mean of the weights of short, taught, lists 1" in (tmp_path / "tables/table2-disks-mean.md").read_text()
+
+def test_a_mean_of_recipes_is_scored_like_a_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMUNEXT_NETWORKS", THREE)
+    values = mean_content() | {"seeds": [1]}
+    grid, store = read_grid(write_grid(tmp_path, values)), Store(tmp_path)
+    *parts, mean = grid.cells
+    before = {plan.cell.identifier: plan.seconds for plan in plans(grid, store)}
+    assert before[mean.identifier] < before[parts[0].identifier] / 2, "it is scored, and not trained"
+    assert all(run_cell(grid, cell, tmp_path, threads=1) for cell in grid.cells)
+    assert {file.name for file in store.cell(mean).iterdir()} == {"config.json", "last.csv"}
+    assert [len(scores_of(store, [mean], column)) for column in ("paper", "last")] == [1, 1]
+    first, second, averaged = (
+        load(store.last_weights(cell)).network.state_dict()["0.weight"].double() for cell in (*parts, mean)
+    )
+    torch.testing.assert_close(averaged, (first + second) / 2, rtol=1e-7, atol=1e-9)
+    assert "the mean of the weights of short, taught, lists 1" in preface(grid, mean.dataset, "mean")[0]
 
     values["recipes"]["mean"]["mean"] = ["taught", "short"]
     other = read_grid(write_grid(tmp_path, values))
-    with pytest.raises(UsageError, match=r"another (recipe|mean) "):
-        check_agreement(other, next(cell for cell in other.cells if cell.mean), store)
+    with pytest.raises(UsageError, match=r"another mean "):
+        check_agreement(other, other.cells[-1], store)
 
 
 def test_a_start_may_be_weights_by_name(tmp_path, monkeypatch):
