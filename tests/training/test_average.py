@@ -75,13 +75,15 @@ def test_weights_that_do_not_belong_together_are_refused(tmp_path: Path, change:
     assert not (tmp_path / "mean.safetensors").exists()
 
 
-def test_the_command_averages_and_refuses_one_file_or_the_same_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_averages_and_refuses_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first, second, out = str(written(tmp_path, 1)), str(written(tmp_path, 2)), tmp_path / "mean.safetensors"
     assert main(["average", first, "--out", str(out)]) == 2
     assert "there is 1 weights file to average; give two or more" in capsys.readouterr().err
     assert main(["average", first, second, first, "--out", str(out)]) == 2
     assert "two are the same" in capsys.readouterr().err
-    assert not out.exists()
+    assert main(["average", first, second, "--out", str(out.with_suffix(".onnx"))]) == 2
+    assert "mean.onnx would be a .safetensors file; name it so" in capsys.readouterr().err.replace("\n", " ")
+    assert [path.name for path in tmp_path.glob("mean.*")] == []
     assert main(["average", first, second, "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     content = out.read_bytes()

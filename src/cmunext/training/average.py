@@ -28,10 +28,12 @@ def write_average(files: Sequence[str | os.PathLike[str]], out: str | os.PathLik
 
     Raises
     ------
-    UsageError : fewer than two files, one given twice, or of another network, preprocessing or classes than the last.
+    UsageError : fewer than two files, one given twice, or of another network, preprocessing or classes than the last; `out` has another suffix.
     InputError : see `weights.load`.
     OSError : `out` cannot be written; what was there stays.
     """
+    if Path(out).suffix != ".safetensors":
+        raise UsageError(f"{out} would be a .safetensors file; name it so")
     averaged = [lineage.load_ancestor(file) for file in files]
     if len(averaged) < 2:
         raise UsageError(f"there is {len(averaged)} weights file to average; give two or more")
