@@ -138,6 +138,15 @@ def test_a_mean_is_of_one_seed_and_may_be_gone_on_from(tmp_path):
     assert [(cell.start, cell.generation) for cell in cells if cell.recipe.name == "on"] == [(mean, 3) for mean in means]
 
 
+def test_the_settings_of_a_network_are_for_its_trainings_and_not_for_a_mean_of_them(tmp_path):
+    values = mean_content()
+    for recipe in ("short", "taught"):
+        values["recipes"][recipe]["set"] |= {"augmentation.rotate90": 0.0}
+    values["networks"]["three"]["set"] = {"preprocessing.height": 48}  # which no recipe with quarter turns takes
+    mean = read_grid(write_grid(tmp_path, values)).cells[-1]
+    assert (mean.recipe.preprocessing.height, mean.recipe.preprocessing.width) == (48, 32)
+
+
 def test_a_mean_of_recipes_is_scored_like_a_training(tmp_path, monkeypatch):
     monkeypatch.setenv("CMUNEXT_NETWORKS", THREE)
     values = mean_content() | {"seeds": [1]}

@@ -123,9 +123,7 @@ def _cells(
             for label in networks if entry.networks is None else entry.networks:
                 for pair in dataset.lists:
                     for seed in seeds:
-                        made = _cell(
-                            dataset, pair, label, *networks[label], recipe=entry.recipe or Recipe(), name=name, seed=seed
-                        )
+                        made = _cell(dataset, pair, label, *networks[label], recipe=entry.recipe, name=name, seed=seed)
                         teachers = [
                             one for each in entry.teachers for one in _earlier(cells, made, *each, what="teachers", path=path)
                         ]
@@ -163,14 +161,15 @@ def _cell(
     arguments: dict[str, Any],
     settings: list[str],
     *,
-    recipe: Recipe,
+    recipe: Recipe | None,
     name: str,
     seed: int,
 ) -> Cell:
+    """A cell without those that it needs; without a recipe, one whose recipe is still to come."""
     identifier = "-".join((dataset.name, pair.name, label, name, f"seed{seed}"))
     identifier = "".join(letter if letter.isalnum() or letter in "-+._" else "_" for letter in identifier)
-    chosen = replace(recipes.with_settings(recipe, settings), name=name, seed=seed)
-    return Cell(identifier, dataset, pair, label, network, arguments, chosen)
+    chosen = recipes.with_settings(recipe, settings) if recipe else Recipe()
+    return Cell(identifier, dataset, pair, label, network, arguments, replace(chosen, name=name, seed=seed))
 
 
 class _Reader:

@@ -34,9 +34,9 @@ def write_average(files: Sequence[str | os.PathLike[str]], out: str | os.PathLik
     """
     if Path(out).suffix != ".safetensors":
         raise UsageError(f"{out} would be a .safetensors file; name it so")
+    if len(files) < 2:
+        raise UsageError(f"there is {len(files)} weights file to average; give two or more")
     averaged = [lineage.load_ancestor(file) for file in files]
-    if len(averaged) < 2:
-        raise UsageError(f"there is {len(averaged)} weights file to average; give two or more")
     last = averaged[-1]
     for path, one in zip(files, averaged[:-1], strict=False):
         _require_match(Path(path), one, last)
