@@ -46,7 +46,7 @@ FACTS = {
         "data": f"{BUSI}; and, before it, {BUSBRA}",
         "limits": [
             "Trained in five cycles, 178 epochs of the train list, after BUS-BRA, and the mean of the weights at the ends of the last three: "
-            "results/three-lists. Epochs and recipe are the last cycle's.",
+            "results/three-lists. The recipe is the last cycle's.",
             LEAKS,
             "All of BUS-BRA was learnt from: do not evaluate it there. Images of further scanners, depths and presets are untested.",
             NORMALS,
@@ -118,7 +118,7 @@ def bundle(run: Path, name: str, dataset: Path, validation_list: str, instead: P
         if instead
         else f"{training['validation_list']} ({training['validation_cases']} images), not trained on",
         **({"started_from": start} if start not in ("", AVERAGE) else {}),
-        "epochs": training["epochs"],
+        **({} if "mean_of" in training else {"epochs": training["epochs"]}),  # which would be those of its last part
         "seed": training["seed"],
         "weights": training["weights"],
         "recipe": training["recipe"],

@@ -134,7 +134,10 @@ def write_zoo(grid: Path) -> None:
             last = {key: scores[key] for key in ("iou", "dice", "iou_interval")} | {"images": scores["n"]}
             entry = {"network": card["network"], "recipe": recipe["name"], "list": card["validation_list"].split()[0]}
             entry |= {"seed": card["seed"], "last": last, "weights": card["name"], "scored_at": "native"}
-            entries.append(entry | {"size": recipe["preprocessing"]["height"], "epochs": card["epochs"]})
+            entry |= {"size": recipe["preprocessing"]["height"]}
+            if "epochs" in card:  # which a mean of weights has not
+                entry["epochs"] = card["epochs"]
+            entries.append(entry)
     write_json(results / "zoo.json", finite(entries))
 
 
