@@ -9,11 +9,12 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from cmunext.inference.backends import onnx as runtime
-from cmunext.inference.backends.onnx_graph import convolve_before_upsampling
+from cmunext.inference.backends.onnx_upsampling import convolve_before_upsampling
 from cmunext.inference.named_weights import weights_path
 from cmunext.phantom import simulate
 
 CHANNELS = 5
+ANY_SIZE = range(1 << 40)
 
 
 def model(
@@ -142,7 +143,7 @@ def test_what_could_not_run_any_more_is_left(make):
 
 def test_a_rewritten_graph_that_does_not_run_is_not_taken(monkeypatch):
     path = weights_path("cmunext-s-busi", ".onnx")
-    monkeypatch.setattr(runtime, "WORTH_REWRITING", 0)
+    monkeypatch.setattr(runtime, "WORTH_REWRITING", ANY_SIZE)
     monkeypatch.setattr(runtime, "_rewritten", lambda path: b"no model")
     assert runtime.load(path).metadata.network == "cmunext-s"
 
@@ -157,7 +158,7 @@ def test_a_large_network_is_rewritten_where_it_is_opened(monkeypatch):
     batch = runtime.load(path).metadata.preprocessing.to_input(simulate(0, 256, 256)[0])
     assert given == [str(path)]  # it is small
     expected = runtime.load(path)(batch)
-    monkeypatch.setattr(runtime, "WORTH_REWRITING", 0)
+    monkeypatch.setattr(runtime, "WORTH_REWRITING", ANY_SIZE)
     network = runtime.load(path)
     assert isinstance(given[-1], bytes)
     logits = network(batch)
@@ -165,12 +166,15 @@ def test_a_large_network_is_rewritten_where_it_is_opened(monkeypatch):
     assert given[-1] == str(path)
     assert not np.array_equal(logits, expected)  # another order of sums
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    monkeypatch.setattr(runtime, "WORTH_REWRITING", range(path.stat().st_size))
+    np.testing.assert_array_equal(runtime.load(path)(batch), expected)  # too large
+    monkeypatch.setattr(runtime, "WORTH_REWRITING", ANY_SIZE)
     monkeypatch.setattr(runtime, "find_spec", lambda name: None)
     np.testing.assert_array_equal(runtime.load(path)(batch), expected)  # without the package onnx
 
 
 def test_what_is_no_model_is_told_as_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "WORTH_REWRITING", 0)
+    monkeypatch.setattr(runtime, "WORTH_REWRITING", ANY_SIZE)
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no model" * 1000)
     with pytest.raises(runtime.InputError, match="it cannot be opened as an ONNX model"):
