@@ -100,6 +100,27 @@ def test_the_mean_is_over_teachers_each_with_its_own_channels_and_normalisation(
     np.testing.assert_allclose(found.numpy(), np.mean(expected, axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (64, 48)])
+def test_a_teacher_of_another_size_sees_the_images_resized(dataset: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    """It judges pixel by pixel here, so that what it says of an area is the same at each size, away from the border of the area."""
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    images = torch.full((2, 3, 32, 32), 20, dtype=torch.uint8)
+    images[0, :, :, 16:], images[1, :, 8:] = 220, 120
+    found = {}
+    for height, width in ((32, 32), size):
+        file = write_teacher(tmp_path / f"{height}.safetensors", 2.0, Preprocessing(height=height, width=width))
+        found[height] = distill.MeanProbability(distill.load_teachers([file], RECIPE, ("lesion",)), "rgb", fabric)(images)
+    away = torch.ones_like(found[32], dtype=torch.bool)
+    away[0, :, :, 12:20], away[1, :, 4:12] = False, False
+    assert found[size[0]].shape == (2, 1, 32, 32)
+    torch.testing.assert_close(found[size[0]][away], found[32][away], atol=1e-6, rtol=0)
+    assert float(found[32][away].max() - found[32][away].min()) > 0.4
+    run(dataset, tmp_path / "run", "epochs=1", teachers=(tmp_path / f"{size[0]}.safetensors",))
+    assert (tmp_path / "run" / "ema.safetensors").exists()
+
+
 def test_a_teacher_that_learnt_from_a_validation_image_is_refused(dataset: Path, tmp_path: Path) -> None:
     """Whatever the image was called there, and also when it was the teacher's own teacher that learnt from it."""
     renamed = tmp_path / "renamed"
@@ -183,7 +204,6 @@ def test_going_on_with_other_teachers_is_refused(dataset: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("preprocessing", "classes", "settings", "told"),
     [
-        (Preprocessing(height=64, width=32), ("lesion",), (), "64 x 32 and this run of 32 x 32"),
         (replace(SMALL, channels="grey", mean=(0.5,), std=(0.5,)), ("lesion",), (), "takes grey images and this run rgb"),
         (SMALL, ("class 0", "class 1"), (), "knows the classes class 0, class 1 and this run lesion"),
         (replace(SMALL, activation="softmax"), ("lesion",), (), "activation softmax"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cmunext import weights
 from cmunext.errors import UsageError
@@ -22,8 +23,8 @@ def load_teachers(files: Iterable[str | os.PathLike[str]], recipe: Recipe, class
 
     Raises
     ------
-    UsageError : a teacher is missing, given twice, or of another size, channels, activation or classes than the run; the recipe's
-        loss is not bce-dice; or the recipe sets a `distill_weight` and there is no teacher.
+    UsageError : a teacher is missing, given twice, or of other channels, activation or classes than the run; the recipe's loss is not
+        bce-dice; or the recipe sets a `distill_weight` and there is no teacher.
     InputError : see `weights.load`.
     """
     teachers = []
@@ -47,7 +48,8 @@ class MeanProbability:
 
     Parameters
     ----------
-    teachers : at least one. Each normalises the images by its own preprocessing and runs in eval mode.
+    teachers : at least one. Each normalises the images by its own preprocessing and runs in eval mode. One of another size than the
+        images sees them resized (bilinear, antialiased), and its probabilities are resized back.
     channels : the order of the images' channels, as in `Preprocessing.channels`.
     fabric : the run's, for device and precision.
     """
@@ -57,6 +59,7 @@ class MeanProbability:
         self.members = [
             (
                 teacher.weights.network.to(fabric.device),
+                teacher.weights.preprocessing,
                 Normalise(teacher.weights.preprocessing, fabric.device),
                 teacher.weights.preprocessing.channels != channels,
             )
@@ -66,20 +69,20 @@ class MeanProbability:
     @torch.no_grad()  # not inference_mode, whose tensors cannot be a target that the backward pass keeps
     def __call__(self, images: Tensor) -> Tensor:
         probabilities = []
-        for network, normalise, reverse_channels in self.members:
+        for network, preprocessing, normalise, reverse_channels in self.members:
+            seen = normalise(images.flip(1) if reverse_channels else images)
             with self.fabric.autocast():
-                logits = network(normalise(images.flip(1) if reverse_channels else images))
-            probabilities.append(torch.sigmoid(logits.float()))
+                logits = network(_resized(seen, (preprocessing.height, preprocessing.width)))
+            probabilities.append(_resized(torch.sigmoid(logits.float()), images.shape[2:]))
         return torch.stack(probabilities).mean(0)
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return maps if maps.shape[2:] == torch.Size(size) else interpolate(maps, list(size), mode="bilinear", antialias=True)
 
 
 def _require_match(path: Path, held: weights.Weights, recipe: Recipe, classes: tuple[str, ...]) -> None:
     theirs, ours = held.preprocessing, recipe.preprocessing
-    if (theirs.height, theirs.width) != (ours.height, ours.width):
-        raise UsageError(
-            f"the teacher {path} takes images of {theirs.height} x {theirs.width} and this run of {ours.height} x {ours.width}; "
-            f"set preprocessing.height={theirs.height} and preprocessing.width={theirs.width}, or give another teacher"
-        )
     if (theirs.channels == "grey") != (ours.channels == "grey"):
         raise UsageError(
             f"the teacher {path} takes {theirs.channels} images and this run {ours.channels} ones; "
