@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("onnx")
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from tests.onnx_graphs import assert_left, model_of, read_in_a_branch, run
 
 from cmunext.inference.backends.onnx_winograd import halve_multiplications
 
@@ -23,15 +23,7 @@ def model(inputs=64, outputs=64, kernel=3, group=1, dtype=np.float32, bias=True,
         helper.make_node("Conv", ["image", "weights", *(["bias"] if bias else [])], ["sums"], **options),
         helper.make_node("Relu", ["sums"], ["sums.row.0" if taken else "result"]),
     ]
-    result = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, ["n", "k", "rows", "columns"])
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", inputs, "h", "w"])
-    graph = helper.make_graph(nodes, "convolution", [image], [result], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def run(a_model, image):
-    session = onnxruntime.InferenceSession(a_model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": image})[0]
+    return model_of(nodes, inputs, [nodes[-1].output[0]], constants)
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": np.float16}, {"outputs": 72}, {"inputs": 128, "outputs": 160, "group": 2}])
@@ -41,7 +33,7 @@ def test_the_same_numbers(options, size):
     assert halve_multiplications(rewritten) == 1
     onnx.checker.check_model(rewritten, full_check=True)
     image = np.random.default_rng(1).normal(size=(2, options.get("inputs", 64), *size)).astype(np.float32)
-    expected, found = run(direct, image), run(rewritten, image)
+    (expected,), (found,) = run(direct, image), run(rewritten, image)
     assert expected.shape == (2, options.get("outputs", 64), *size)
     assert not np.array_equal(found, expected) or size == (1, 1)  # another order of sums
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
@@ -51,9 +43,8 @@ def test_half_of_the_products_are_left():
     rewritten = model()
     halve_multiplications(rewritten)
     kernels = {each.name: each.dims for each in rewritten.graph.initializer if each.name.endswith("product.weight")}
-    assert [tuple(dims) for dims in kernels.values()] == [
-        (64, 64, 1, 3)
-    ] * 6  # for four rows, where the kernel of 3 x 3 has 12 such
+    # Six for four rows, each of which takes three such where the kernel is 3 x 3.
+    assert [tuple(dims) for dims in kernels.values()] == [(64, 64, 1, 3)] * 6
 
 
 @pytest.mark.parametrize(
@@ -73,20 +64,10 @@ def test_half_of_the_products_are_left():
     ],
 )
 def test_what_is_something_else_is_left(options):
-    direct = model(**options)
-    rewritten = onnx.ModelProto.FromString(direct.SerializeToString())
-    assert halve_multiplications(rewritten) == 0
-    assert rewritten == direct
+    assert_left(halve_multiplications, model(**options))
 
 
 def test_a_weight_that_a_branch_may_read_is_left():
-    direct = model(dtype=np.float32)
-    branches = {}
-    for name in ("then_branch", "else_branch"):
-        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, [64, 64, 3, 3])
-        branches[name] = helper.make_graph([helper.make_node("Relu", ["weights"], [name])], name, [], [result])
-    direct.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
-    direct.graph.node.append(helper.make_node("If", ["always"], ["branch"], **branches))
-    rewritten = onnx.ModelProto.FromString(direct.SerializeToString())
-    assert halve_multiplications(rewritten) == 0
-    assert rewritten == direct
+    direct = model()
+    read_in_a_branch(direct, "weights", [64, 64, 3, 3])
+    assert_left(halve_multiplications, direct)

@@ -55,22 +55,17 @@ class MeanProbability:
     """
 
     def __init__(self, teachers: Sequence[Ancestor], channels: str, fabric: Fabric):
-        self.fabric = fabric
+        self.fabric, self.channels = fabric, channels
         self.members = [
-            (
-                teacher.weights.network.to(fabric.device),
-                teacher.weights.preprocessing,
-                Normalise(teacher.weights.preprocessing, fabric.device),
-                teacher.weights.preprocessing.channels != channels,
-            )
-            for teacher in teachers
+            (held.network.to(fabric.device), held.preprocessing, Normalise(held.preprocessing, fabric.device))
+            for held in (teacher.weights for teacher in teachers)
         ]
 
     @torch.no_grad()  # not inference_mode, whose tensors cannot be a target that the backward pass keeps
     def __call__(self, images: Tensor) -> Tensor:
         probabilities = []
-        for network, preprocessing, normalise, reverse_channels in self.members:
-            seen = normalise(images.flip(1) if reverse_channels else images)
+        for network, preprocessing, normalise in self.members:
+            seen = normalise(images if preprocessing.channels == self.channels else images.flip(1))
             with self.fabric.autocast():
                 logits = network(_resized(seen, (preprocessing.height, preprocessing.width)))
             probabilities.append(_resized(torch.sigmoid(logits.float()), images.shape[2:]))
