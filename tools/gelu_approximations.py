@@ -1,4 +1,4 @@
-"""The numbers by which src/cmunext/inference/native/vectors.h computes GELU, and src/cmunext/training/kernels/numbers.h GELU and its derivative,
+"""The numbers by which src/cmunext/inference/native/vectors.h computes GELU, and src/cmunext/training/kernels/gelu.h GELU and its derivative,
 and how far each way is from the function.
 
     python tools/gelu_approximations.py
@@ -8,7 +8,8 @@ float32 q is a polynomial, interpolated between 0 and `top` at Chebyshev's point
 multiple of `STEP`, right at Chebyshev's points but for a constant, and right in the mean. Errors are those of float32 arithmetic with fused
 multiply-adds, where the even and the odd terms of the polynomial are summed apart.
 
-The derivative is e(u) = q(u) - u phi(u) for negative x, and 1 - e(u) else; in training both q and e are polynomials, and nothing from `TOP` on.
+The derivative is e(u) = q(u) - u phi(u) for negative x, and 1 - e(u) else. In training both q and e are polynomials in float32, and nothing from
+`TOP` on; for maps in bfloat16 a parabola around each multiple of `NARROWER_STEP`, right at Chebyshev's points, and nothing from the last on.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 TOP, DEGREE = 5.5, 15  # of the polynomial
 LINES, STEP = 32, 1 / 8
 IN_TRAINING = 19  # degree of q and of e there
+NARROWER_STEP = 2 / 11  # of the parabolas, the last of which is nothing
 
 
 def tail(u: np.ndarray) -> np.ndarray:
@@ -43,12 +45,22 @@ def terms(function: Function = tail, top: float = TOP, degree: int = DEGREE) -> 
 def lines() -> np.ndarray:
     """Constants and slopes, 2 x LINES."""
     found = []
-    for nearest in range(LINES):
-        start, end = max(0, nearest - 0.5) * STEP, min(LINES - 1, nearest + 0.5) * STEP
+    for start, end in pieces(STEP):
         line = Chebyshev.interpolate(tail, 1, [start, end]).convert(kind=Polynomial)
         u = np.linspace(start, end, 201)
         found.append(line.coef + np.array([np.mean(tail(u) - line(u)), 0]))
     return np.array(found, np.float32).T
+
+
+def parabolas(function: Function) -> np.ndarray:
+    """Constants, terms of u and of its square, 3 x LINES."""
+    fitted = [Chebyshev.interpolate(function, 2, piece).convert(kind=Polynomial).coef for piece in pieces(NARROWER_STEP)[:-1]]
+    return np.array([*fitted, np.zeros(3)], np.float32).T
+
+
+def pieces(step: float) -> list[list[float]]:
+    """From where to where each line or parabola is the nearest."""
+    return [[max(0, nearest - 0.5) * step, min(LINES - 1, nearest + 0.5) * step] for nearest in range(LINES)]
 
 
 def horner(coefficients: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -60,15 +72,20 @@ def horner(coefficients: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def gelu(x: np.ndarray, top: float, tail: Function) -> np.ndarray:
-    """What the engine computes, for float32 `x`."""
+    """What is computed of GELU, for float32 `x`."""
     u = np.minimum(abs(x), np.float32(top))
     return (np.maximum(x, 0) - u.astype(np.float64) * tail(u)).astype(np.float32)
 
 
-def slope(x: np.ndarray) -> np.ndarray:
+def slope(x: np.ndarray, top: float, e: Function) -> np.ndarray:
     """What the kernels compute of the derivative, for float32 `x`."""
-    e = np.where(abs(x) < TOP, polynomial(terms(of_slope, TOP, IN_TRAINING), TOP, np.minimum(abs(x), np.float32(TOP))), 0)
-    return np.where(x > 0, 1 - e, e)
+    of_u = e(np.minimum(abs(x), np.float32(top)))
+    return np.where(x > 0, 1 - of_u, of_u)
+
+
+def nothing_beyond(coefficients: np.ndarray) -> Function:
+    """The polynomial, and 0 from `TOP` on."""
+    return lambda u: np.where(u < TOP, polynomial(coefficients, TOP, u), 0)
 
 
 def polynomial(coefficients: np.ndarray, top: float, u: np.ndarray) -> np.ndarray:
@@ -82,6 +99,17 @@ def by_lines(u: np.ndarray) -> np.ndarray:
     return (slope * u.astype(np.float64) + constant).astype(np.float32)
 
 
+def by_parabolas(function: Function) -> Function:
+    coefficients = parabolas(function)
+
+    def at(u: np.ndarray) -> np.ndarray:
+        constant, linear, square = coefficients[:, np.rint(u / NARROWER_STEP).astype(int)]
+        inner = (square * u.astype(np.float64) + linear).astype(np.float32)
+        return (inner * u.astype(np.float64) + constant).astype(np.float32)
+
+    return at
+
+
 def report(name: str, wrong: Function, numbers: list[np.ndarray]) -> None:
     """Print the error of an approximation, `wrong` of float32 numbers, and what it is computed by."""
     every = np.linspace(-8, 8, 400_001, dtype=np.float32)
@@ -90,7 +118,7 @@ def report(name: str, wrong: Function, numbers: list[np.ndarray]) -> None:
         f"{name}: largest error {abs(wrong(every)).max():.1e}, root mean square for normal x {np.sqrt(np.mean(wrong(normal) ** 2)):.1e}"
     )
     for row in numbers:
-        print("  " + ", ".join(f"{number:.9g}f" for number in row))
+        print("  " + ", ".join(f"{number:.9g}f" if number else "0" for number in row))
 
 
 def exact(x: np.ndarray) -> np.ndarray:
@@ -102,14 +130,19 @@ def exact_slope(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, 1 - of_slope(u), of_slope(u))
 
 
+def error(computed: Callable[[np.ndarray, float, Function], np.ndarray], top: float, way: Function, right: Function) -> Function:
+    return lambda x: computed(x, top, way) - right(x)
+
+
 def main() -> None:
     print("src/cmunext/inference/native/vectors.h")
-    report("Float32", lambda x: gelu(x, TOP, lambda u: polynomial(terms(), TOP, u)) - exact(x), [terms()])
-    report("BFloat16", lambda x: gelu(x, (LINES - 1) * STEP, by_lines) - exact(x), list(lines()))
-    print("src/cmunext/training/kernels/numbers.h")
-    longer = terms(tail, TOP, IN_TRAINING)
-    report("TAIL", lambda x: gelu(x, TOP, lambda u: np.where(u < TOP, polynomial(longer, TOP, u), 0)) - exact(x), [longer])
-    report("SLOPE", lambda x: slope(x) - exact_slope(x), [terms(of_slope, TOP, IN_TRAINING)])
+    report("Float32", error(gelu, TOP, lambda u: polynomial(terms(), TOP, u), exact), [terms()])
+    report("BFloat16", error(gelu, (LINES - 1) * STEP, by_lines, exact), list(lines()))
+    print("src/cmunext/training/kernels/gelu.h")
+    for name, function, computed, right in (("TAIL", tail, gelu, exact), ("SLOPE", of_slope, slope, exact_slope)):
+        longer, top = terms(function, TOP, IN_TRAINING), (LINES - 1) * NARROWER_STEP
+        report(name, error(computed, TOP, nothing_beyond(longer), right), [longer])
+        report(f"{name}_NEAR", error(computed, top, by_parabolas(function), right), list(parabolas(function)))
 
 
 if __name__ == "__main__":

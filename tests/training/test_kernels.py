@@ -119,7 +119,13 @@ def check(layers: nn.Module, x: Tensor, gradient: Tensor, kernels, *, alone: tup
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that were called, by name."""
     names: list[str] = []
-    for function in (functions.TrainedNorm, functions.TrainedBottleneck, functions.UpsampledSum, functions.TrainedConvolution):
+    for function in (
+        functions.TrainedNorm,
+        functions.TrainedBottleneck,
+        functions.UpsampledSum,
+        functions.TrainedConvolution,
+        functions.TrainedDepthwise,
+    ):
 
         def apply(*arguments, function=function, real=function.apply):
             names.append(function.__name__)
@@ -158,12 +164,10 @@ def test_channels_that_are_switched_off(mean: float, spread: float, format: torc
         assert wrong <= 2 * allowed + 1e-3 * max(1, float(right.abs().max())), f"{name}: {wrong} and PyTorch {allowed}"
 
 
-@pytest.mark.parametrize("format", LARGEST)
 @pytest.mark.parametrize("widths", [(8, 8, 8), (8, 32, 16), (16, 24, 8), (40, 16, 48), (16, 128, 64)])
-def test_bottlenecks(widths: tuple[int, int, int], format: torch.dtype, kernels, taken: list[str], monkeypatch) -> None:
-    monkeypatch.setitem(functions.WIDEST, torch.bfloat16, 128)
+def test_bottlenecks(widths: tuple[int, int, int], kernels, taken: list[str]) -> None:
     for size in SIZES[1:]:
-        check(uneven(Bottleneck(*widths)), *maps(widths[0], size, widths[-1], format), kernels)
+        check(uneven(Bottleneck(*widths)), *maps(widths[0], size, widths[-1], torch.float32), kernels)
     assert taken == ["TrainedBottleneck"] * 6
 
 
@@ -188,6 +192,18 @@ def test_convolutions(widths: tuple[int, int], groups: int, kernels, taken: list
         layers = Convolution(*channels, groups=groups, bias=size != (5, 7))
         check(layers, x, gradient, kernels, alone=("the gradient of weight", "the gradient of bias"))
     assert taken == ["TrainedConvolution"] * 2 * len(sizes)
+
+
+@pytest.mark.parametrize("format", LARGEST)
+@pytest.mark.parametrize("kernel", functions.DEPTHWISE)
+@pytest.mark.parametrize("channels", [8, 16, 40])
+def test_depthwise_convolutions(channels: int, kernel: int, format: torch.dtype, kernels, taken: list[str]) -> None:
+    sizes = ((1, 1), *SIZES)
+    for size in sizes:
+        layers = Convolution(channels, channels, kernel_size=kernel, padding=kernel // 2, groups=channels, bias=size != (5, 7))
+        alone = ("the gradient of weight", "the gradient of bias")
+        check(layers, *maps(channels, size, channels, format), kernels, alone=alone)
+    assert taken == ["TrainedDepthwise"] * 2 * len(sizes)
 
 
 def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str]) -> None:
@@ -236,6 +252,13 @@ def test_what_the_kernels_do_not_take_goes_to_pytorch(kernels, taken: list[str])
         (Convolution(8, 8, padding=2, dilation=2), wide),
         (Convolution(8, 8, stride=2), wide),
         (Convolution(8, 8, padding="same"), wide),
+        (Convolution(8, 8, groups=8), wide),
+        (Convolution(8, 8, kernel_size=11, padding=5, groups=8), wide),
+        (Convolution(8, 8, kernel_size=7, padding=3, groups=4), wide),
+        (Convolution(8, 8, kernel_size=7, padding=2, groups=8), wide),
+        (Convolution(8, 8, kernel_size=7, padding=6, dilation=2, groups=8), wide),
+        (Convolution(8, 8, kernel_size=(7, 5), padding=3, groups=8), wide),
+        (Convolution(12, 12, kernel_size=7, padding=3, groups=12), wide[:, :1].expand(-1, 12, -1, -1)),
         (frozen_weights, wide),
         (Convolution(8, 8), x),
         (Convolution(8, 8), wide.contiguous()),
@@ -285,6 +308,7 @@ def test_a_step_of_the_whole_network(kernels, taken: list[str]) -> None:
     assert taken.count("TrainedBottleneck") == 7  # the two deepest are too wide
     assert taken.count("TrainedNorm") == 28 + 2
     assert taken.count("UpsampledSum") == 4
+    assert taken.count("TrainedDepthwise") == 3  # those of 7 x 7 and 9 x 9
     assert taken.count("TrainedConvolution") == 4  # on maps of 64 x 64 and 32 x 32, but for the stem
     for exact, plain, fast in zip(*found, strict=True):
         assert float((fast - exact).norm()) < min(2 * float((plain - exact).norm()), 0.01 * float(exact.norm()))

@@ -4,8 +4,6 @@
 // again, in the nearest cache.
 #pragma once
 
-#include <type_traits>
-
 #include "norms.h"
 #include "products.h"
 
@@ -21,28 +19,8 @@ struct BottleneckGradients {
   float *expand, *expand_bias, *project, *project_bias, *weight, *bias;
 };
 
-// Some pixels of a map as float32: where they lie, or a copy.
-template <class Data>
-struct Floats {
-  std::vector<float> copy;
-  const float* numbers;
-
-  template <int L>
-  static Floats of(const Data* from, int count) {
-    Floats floats;
-    if constexpr (std::is_same_v<Data, float>) {
-      floats.numbers = from;
-    } else {
-      floats.copy.resize(count);
-      for (int at = 0; at < count; at += L) store<L>(&floats.copy[at], load<L>(from + at));
-      floats.numbers = floats.copy.data();
-    }
-    return floats;
-  }
-};
-
 // L divides all channels.
-template <class Data, int L>
+template <int L>
 class BottleneckPass {
   typedef Vector<L> V;
 
@@ -60,20 +38,20 @@ class BottleneckPass {
         slices(long(in + out) * hidden <= 1 << 14 ? 64 : 16), piece(std::min(192, std::max(24, 6144 / hidden / 24 * 24))),
         expand(in, hidden, [&](int k, int n) { return of.expand[long(n) * of.in + k]; }), zeros(in) {}
 
-  void forward(const Data* x, Data* to) const {
+  void forward(const float* x, float* to) const {
     std::vector<float> shift(hidden);
-    expanded(floats(x, in), 1, shift.data());
-    for (int n = 0; n < hidden; n += L) store<L>(&shift[n], gelu<L>(load<L>(&shift[n])));
+    expanded(x, 1, shift.data());
+    for (int n = 0; n < hidden; n += L) store<L>(&shift[n], gelu<float, L>(load<L>(&shift[n])));
 
     Sums sums(slices, 2 * hidden);
     each_slice(slices, pixels, piece, threads, [&](int slice) {
       return [&, slice, z = std::vector<float>(piece * hidden)](long first, int count) mutable {
-        expanded(floats(x + first * in, count * in), count, z.data());
+        expanded(x + first * in, count, z.data());
         for (int n = 0; n < hidden; n += L) {
           V one{}, two{};
           const V s = load<L>(&shift[n]);
           for (int p = 0; p < count; p++) {
-            const V y = gelu<L>(load<L>(&z[p * hidden + n])) - s;
+            const V y = gelu<float, L>(load<L>(&z[p * hidden + n])) - s;
             one += y, two += y * y;
           }
           sums.template add<L>(slice, n, one), sums.template add<L>(slice, hidden + n, two);
@@ -91,28 +69,26 @@ class BottleneckPass {
     }
     each_slice(slices, pixels, piece, threads, [&](int) {
       return [&, z = std::vector<float>(piece * hidden)](long first, int count) mutable {
-        expanded(floats(x + first * in, count * in), count, z.data());
+        expanded(x + first * in, count, z.data());
         centred(z.data(), count);
-        written(to + first * out, count * out, [&](float* to) {
-          multiply<L>(count, out, {z.data(), hidden, 1}, project, hidden, {bias.data(), 0}, to, out);
-        });
+        multiply<L>(count, out, {z.data(), hidden, 1}, project, hidden, {bias.data(), 0}, to + first * out, out);
       };
     });
   }
 
   // From the gradient `given` of the output to all others.
-  void backward(const Data* x, const Data* given, Data* of_x, const BottleneckGradients& gradients) const {
+  void backward(const float* x, const float* given, float* of_x, const BottleneckGradients& gradients) const {
     // What the output's gradient and the centred activations have in common, out x hidden: all other sums of the norm follow from it.
     Sums of_out(slices, out);
     const std::vector<double> common = added(out * hidden, [&](int slice, float* products) {
       return [&, slice, products, y = std::vector<float>(piece * hidden)](long first, int count) mutable {
-        const Floats<Data> from = floats(x + first * in, count * in), gradient = floats(given + first * out, count * out);
+        const float *from = x + first * in, *gradient = given + first * out;
         expanded(from, count, y.data());
         centred(y.data(), count);
-        multiply<L>(out, hidden, {gradient.numbers, 1, out}, {y.data(), hidden}, count, {products, hidden}, products, hidden);
+        multiply<L>(out, hidden, {gradient, 1, out}, {y.data(), hidden}, count, {products, hidden}, products, hidden);
         for (int c = 0; c < out; c += L) {
           V sum{};
-          for (int p = 0; p < count; p++) sum += load<L>(gradient.numbers + p * out + c);
+          for (int p = 0; p < count; p++) sum += load<L>(gradient + p * out + c);
           of_out.template add<L>(slice, c, sum);
         }
       };
@@ -138,23 +114,21 @@ class BottleneckPass {
     Sums of_hidden(slices, hidden);
     const std::vector<double> of_expand = added(hidden * in, [&](int slice, float* products) {
       return [&, slice, products, z = std::vector<float>(piece * hidden), g = std::vector<float>(piece * hidden)](long first, int count) mutable {
-        const Floats<Data> from = floats(x + first * in, count * in), gradient = floats(given + first * out, count * out);
+        const float *from = x + first * in, *gradient = given + first * out;
         expanded(from, count, z.data());
-        multiply<L>(count, hidden, {gradient.numbers, out, 1}, back, out, {constant.data(), 0}, g.data(), hidden);
+        multiply<L>(count, hidden, {gradient, out, 1}, back, out, {constant.data(), 0}, g.data(), hidden);
         for (int n = 0; n < hidden; n += L) {
           const V s = load<L>(&slope[n]);
           V sum{};
           for (int p = 0; p < count; p++) {
             const V here = load<L>(&z[p * hidden + n]);
-            const V of_z = (load<L>(&g[p * hidden + n]) + gelu<L>(here) * s) * gelu_slope<L>(here);
+            const V of_z = (load<L>(&g[p * hidden + n]) + gelu<float, L>(here) * s) * gelu_slope<float, L>(here);
             store<L>(&g[p * hidden + n], of_z), sum += of_z;
           }
           of_hidden.template add<L>(slice, n, sum);
         }
-        written(of_x + first * in, count * in, [&](float* to) {
-          multiply<L>(count, in, {g.data(), hidden, 1}, back_again, hidden, {zeros.data(), 0}, to, in);
-        });
-        multiply<L>(hidden, in, {g.data(), 1, hidden}, {from.numbers, in}, count, {products, in}, products, in);
+        multiply<L>(count, in, {g.data(), hidden, 1}, back_again, hidden, {zeros.data(), 0}, of_x + first * in, in);
+        multiply<L>(hidden, in, {g.data(), 1, hidden}, {from, in}, count, {products, in}, products, in);
       };
     });
     for (int n = 0; n < hidden; n++) gradients.expand_bias[n] = float(of_hidden.total(n));
@@ -162,30 +136,16 @@ class BottleneckPass {
   }
 
  private:
-  static Floats<Data> floats(const Data* from, int count) { return Floats<Data>::template of<L>(from, count); }
-
-  // What compute(float*) gives, as `count` numbers of the map's format.
-  template <class Compute>
-  static void written(Data* to, int count, const Compute& compute) {
-    if constexpr (std::is_same_v<Data, float>) {
-      compute(to);
-    } else {
-      std::vector<float> numbers(count);
-      compute(numbers.data());
-      for (int at = 0; at < count; at += L) store<L>(to + at, load<L>(&numbers[at]));
-    }
-  }
-
   // The first convolution of some pixels, count x hidden.
-  void expanded(const Floats<Data>& x, int count, float* to) const {
-    multiply<L>(count, hidden, {x.numbers, in, 1}, expand, in, {of.expand_bias, 0}, to, hidden);
+  void expanded(const float* x, int count, float* to) const {
+    multiply<L>(count, hidden, {x, in, 1}, expand, in, {of.expand_bias, 0}, to, hidden);
   }
 
   // From there to the activation less its mean, in place.
   void centred(float* z, int count) const {
     for (int n = 0; n < hidden; n += L) {
       const V mean = load<L>(of.norm.mean + n);
-      for (int p = 0; p < count; p++) store<L>(z + p * hidden + n, gelu<L>(load<L>(z + p * hidden + n)) - mean);
+      for (int p = 0; p < count; p++) store<L>(z + p * hidden + n, gelu<float, L>(load<L>(z + p * hidden + n)) - mean);
     }
   }
 

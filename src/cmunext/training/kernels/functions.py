@@ -15,10 +15,11 @@ from torch.nn.functional import conv2d
 
 FORMATS = (torch.float32, torch.bfloat16)
 NARROWEST = 8  # channels that a vector of the bottleneck holds
+DEPTHWISE = (5, 7, 9)  # widths of a depthwise kernel; for 3 PyTorch is as fast
 NARROWEST_MAP = 32  # pixels across, from which on our gradient of a convolution's weights is faster than PyTorch's
-# Channels in the middle of a bottleneck, up to which computing them again is faster than keeping them: in float32 measured, in bfloat16, where
-# PyTorch's convolutions are faster and ours are not, reckoned from counts (docs/training-speed.md).
-WIDEST = {torch.float32: 128, torch.bfloat16: 32}
+# Channels in the middle of a bottleneck, up to which computing them again is faster than keeping them, in float32. In bfloat16, where PyTorch's
+# convolutions are faster and ours are not, it never is (docs/training-speed.md).
+WIDEST = 128
 
 
 class Norm(ctypes.Structure):
@@ -57,13 +58,15 @@ def declare(library: ctypes.CDLL) -> None:
     gradients = BottleneckGradients
     library.cmunext_norm.argtypes = [whole, whole, address, large, Norm, whole, address, whole]
     library.cmunext_norm_gradient.argtypes = [whole, whole, address, address, large, Norm, whole, *[address] * 3, whole]
-    library.cmunext_bottleneck.argtypes = [whole, address, large, Bottleneck, address, whole]
-    library.cmunext_bottleneck_gradient.argtypes = [whole, *[address] * 2, large, Bottleneck, address, gradients, whole]
+    library.cmunext_bottleneck.argtypes = [address, large, Bottleneck, address, whole]
+    library.cmunext_bottleneck_gradient.argtypes = [*[address] * 2, large, Bottleneck, address, gradients, whole]
     library.cmunext_upsampling.argtypes = [whole, address, address, *[whole] * 4, address, whole]
     library.cmunext_upsampling_gradient.argtypes = [whole, address, *[whole] * 4, address, address, whole]
     library.cmunext_convolution_gradient.argtypes = [*[address] * 2, Convolution, *[address] * 2, whole]
+    library.cmunext_depthwise_gradient.argtypes = [whole, *[address] * 2, Convolution, whole, *[address] * 2, whole]
     for function in (
         library.cmunext_convolution_gradient,
+        library.cmunext_depthwise_gradient,
         library.cmunext_upsampling,
         library.cmunext_upsampling_gradient,
         library.cmunext_norm,
@@ -85,8 +88,9 @@ def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project
     return (
         _takes(x, norm)
         and _as_convolved(x)
+        and x.dtype == torch.float32
         and x.shape[1] == expand.in_channels
-        and expand.out_channels == norm.num_features == project.in_channels <= WIDEST[x.dtype]
+        and expand.out_channels == norm.num_features == project.in_channels <= WIDEST
         and all(
             one.weight.shape[2:] == (1, 1) and one.bias is not None and one.bias.dtype == torch.float32 for one in convolutions
         )
@@ -123,6 +127,24 @@ def takes_convolution(x: Tensor, weight: Tensor, stride: Any, padding: Any, dila
         and all(given in (1, (1, 1), [1, 1]) for given in (stride, padding, dilation))
         and weight.shape[1] % NARROWEST == weight.shape[0] // groups % NARROWEST == 0
         and x.shape[3] >= NARROWEST_MAP
+    )
+
+
+def takes_depthwise(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether the kernels compute the gradient of the weights of this depthwise convolution; arguments as `conv2d`'s."""
+    kernel = weight.shape[2]
+    return (
+        _is_map(x)
+        and _as_convolved(x)
+        and weight.dtype == torch.float32
+        and weight.requires_grad
+        and x.shape[1] == len(weight) == groups
+        and weight.shape[1] == 1
+        and weight.shape[2] == weight.shape[3]
+        and kernel in DEPTHWISE
+        and all(given in (1, (1, 1), [1, 1]) for given in (stride, dilation))
+        and padding in (kernel // 2, (kernel // 2,) * 2, [kernel // 2] * 2)
+        and groups % NARROWEST == 0
     )
 
 
@@ -191,7 +213,7 @@ class TrainedNorm(torch.autograd.Function):
 
 
 class TrainedBottleneck(torch.autograd.Function):
-    """project(norm(gelu(expand(x)))), by the statistics of the batch: N x C x H x W -> N x C' x H x W."""
+    """project(norm(gelu(expand(x)))), by the statistics of the batch, in float32: N x C x H x W -> N x C' x H x W."""
 
     @staticmethod
     def forward(
@@ -210,8 +232,7 @@ class TrainedBottleneck(torch.autograd.Function):
         parameters = [one.contiguous() for one in (expand, expand_bias, weight, bias, project, project_bias)]
         output = torch.empty((len(x), len(project), *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
         library.cmunext_bottleneck(
-            *(x.dtype == torch.bfloat16, x.data_ptr(), _pixels(x), _bottleneck(norm, parameters, statistics)),
-            *(output.data_ptr(), torch.get_num_threads()),
+            *(x.data_ptr(), _pixels(x), _bottleneck(norm, parameters, statistics), output.data_ptr(), torch.get_num_threads())
         )
         _count(norm)
         context.save_for_backward(x, statistics, *parameters)
@@ -222,12 +243,11 @@ class TrainedBottleneck(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics, *parameters = context.saved_tensors
-        given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        given = given.contiguous(memory_format=torch.channels_last)
         of_x, gradients = torch.empty_like(x), [torch.empty_like(one) for one in parameters]
         expand, expand_bias, weight, bias, project, project_bias = (one.data_ptr() for one in gradients)
         context.library.cmunext_bottleneck_gradient(
-            *(x.dtype == torch.bfloat16, x.data_ptr(), given.data_ptr(), _pixels(x)),
-            *(_bottleneck(context.norm, parameters, statistics), of_x.data_ptr()),
+            *(x.data_ptr(), given.data_ptr(), _pixels(x), _bottleneck(context.norm, parameters, statistics), of_x.data_ptr()),
             *(BottleneckGradients(expand, expand_bias, project, project_bias, weight, bias), torch.get_num_threads()),
         )
         return of_x, *gradients, None, None
@@ -244,6 +264,8 @@ def trained_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """`conv2d`, with our gradient of the weights where the kernels take it."""
+    if takes_depthwise(x, weight, stride, padding, dilation, groups):
+        return TrainedDepthwise.apply(x, weight, bias, library)
     if takes_convolution(x, weight, stride, padding, dilation, groups):
         return TrainedConvolution.apply(x, weight, bias, groups, library)
     return conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -270,13 +292,42 @@ class TrainedConvolution(torch.autograd.Function):
             *(x.data_ptr(), given.data_ptr(), Convolution(count, height, width, channels, len(weight), context.groups)),
             *(of_weight.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
         )
-        of_x = None
-        if context.needs_input_grad[0]:
-            same = [1, 1]
-            of_x, _, _ = torch.ops.aten.convolution_backward(
-                given, x, weight, None, same, same, same, False, [0, 0], context.groups, [True, False, False]
-            )
+        of_x = _of_input(context, given, x, weight, 1, context.groups)
         return of_x, of_weight, of_bias if context.needs_input_grad[2] else None, None, None
+
+
+class TrainedDepthwise(torch.autograd.Function):
+    """PyTorch's depthwise convolution that keeps a map's size, whose weights' gradient is ours: N x C x H x W -> the same shape."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, library: ctypes.CDLL) -> Tensor:
+        context.save_for_backward(x, weight)
+        context.library = library
+        return conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = context.saved_tensors
+        given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        of_weight, of_bias = torch.empty(weight.shape, dtype=torch.float32), torch.empty(len(weight), dtype=torch.float32)
+        count, channels, height, width = x.shape
+        context.library.cmunext_depthwise_gradient(
+            *(x.dtype == torch.bfloat16, x.data_ptr(), given.data_ptr()),
+            *(Convolution(count, height, width, channels, channels, channels), weight.shape[2]),
+            *(of_weight.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
+        )
+        of_x = _of_input(context, given, x, weight, weight.shape[2] // 2, channels)
+        return of_x, of_weight, of_bias if context.needs_input_grad[2] else None, None
+
+
+def _of_input(context: Any, given: Tensor, x: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor | None:
+    """PyTorch's gradient of a convolution's input, where it is asked for."""
+    if not context.needs_input_grad[0]:
+        return None
+    one, around, wanted = [1, 1], [padding, padding], [True, False, False]
+    weight = weight.to(x.dtype)
+    return torch.ops.aten.convolution_backward(given, x, weight, None, one, around, one, False, [0, 0], groups, wanted)[0]
 
 
 def convolved_upsampling(x: Tensor, convolution: nn.Conv2d, library: ctypes.CDLL) -> Tensor:

@@ -13,7 +13,17 @@ from cmunext.training.kernels.functions import declare
 
 SOURCES = tuple(
     Path(__file__).parent / name
-    for name in ("kernels.cpp", "bottleneck.h", "convolution.h", "upsampling.h", "norms.h", "products.h", "slices.h", "numbers.h")
+    for name in (
+        "kernels.cpp",
+        "bottleneck.h",
+        "convolution.h",
+        "upsampling.h",
+        "norms.h",
+        "gelu.h",
+        "products.h",
+        "slices.h",
+        "numbers.h",
+    )
 )
 # With g++ the threads are PyTorch's: the library of that name that it brought is the one in use.
 FLAGS = (*compiled.FLAGS, "-fopenmp")

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "gelu.h"
 #include "slices.h"
 
 // Weights and statistics of a BatchNorm, an entry a channel.
@@ -35,11 +36,12 @@ struct Norm {
   }
 };
 
+template <class Data>
 struct GeluBefore {
   template <int L>
-  static Vector<L> before(Vector<L> x) { return gelu<L>(x); }
+  static Vector<L> before(Vector<L> x) { return gelu<Data, L>(x); }
   template <int L>
-  static Vector<L> slope(Vector<L> x) { return gelu_slope<L>(x); }
+  static Vector<L> slope(Vector<L> x) { return gelu_slope<Data, L>(x); }
   template <int L>
   static Vector<L> after(Vector<L> y) { return y; }
   template <int L>

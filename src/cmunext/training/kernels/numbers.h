@@ -1,4 +1,4 @@
-// Vectors of L float32 numbers, read from and written to memory in float32 or bfloat16, and GELU of them.
+// Vectors of L float32 numbers, read from and written to memory in float32 or bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,10 @@ static inline void store(float* to, Vector<L> x) {
 // Rounded to the nearest, ties to even; what is not a number stays so.
 template <int L>
 static inline void store(BFloat16* to, Vector<L> x) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  if constexpr (L == 16) return (void)_mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  if constexpr (L == 8) return (void)_mm_storeu_si128((__m128i*)to, (__m128i)_mm256_cvtneps_pbh((__m256)x));
+#endif
   typedef typename Types<L>::Bits Bits;
   const Bits bits = (Bits)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 64;
   const Bits kept = (Bits)(x == x ? (typename Types<L>::Integers)rounded : (typename Types<L>::Integers)nan);
@@ -81,32 +85,4 @@ static inline Vector<16> smaller(Vector<16> a, Vector<16> b) { return (Vector<16
 template <int L>
 static inline Vector<L> magnitude(Vector<L> x) {
   return (Vector<L>)((typename Types<L>::Integers)x & 0x7fffffff);
-}
-
-// The even and the odd terms are summed apart, so that half as many additions wait for each other. N is even.
-template <int L, int N>
-static inline Vector<L> polynomial(const float (&terms)[N], Vector<L> t) {
-  const Vector<L> squared = t * t;
-  Vector<L> even = all<L>(terms[N - 2]), odd = all<L>(terms[N - 1]);
-  UNROLL for (int k = N - 4; k >= 0; k -= 2) even = even * squared + terms[k], odd = odd * squared + terms[k + 1];
-  return odd * t + even;
-}
-
-// GELU(x) = max(x, 0) - u q(u), u = |x|, where q is the tail of the normal distribution; its derivative is e(u) = q(u) - u phi(u) for negative
-// x, and 1 - e(u) else. Both are polynomials in u - TOP / 2 up to TOP (tools/gelu_approximations.py) and nothing from there on: a norm makes
-// much of little, so what a channel that is switched off leaves must be nothing. What is infinite comes out as not a number.
-constexpr float TOP = 5.5f;
-constexpr float TAIL[20] = {0.00297976192f, -0.00909356214f, 0.0125036808f, -0.00994608738f, 0.00475384854f, -0.00112276932f, -0.000119012031f, 0.000180492149f, -4.94889682e-05f, -2.47282173e-06f, 5.17450962e-06f, -1.07367725e-06f, -1.74301505e-07f, 1.08386082e-07f, -4.58168836e-09f, -5.23845767e-09f, 5.86876658e-10f, 1.3564562e-10f, -1.55758531e-11f, -1.47428554e-12f};
-constexpr float SLOPE[20] = {-0.0220275521f, 0.0505829453f, -0.0445437655f, 0.0125094578f, 0.00832958706f, -0.00870394241f, 0.00264371512f, 0.000359232945f, -0.000508309458f, 0.000115124043f, 2.51404581e-05f, -1.77703278e-05f, 1.44119315e-06f, 1.15624914e-06f, -2.61481745e-07f, -3.46058755e-08f, 1.45743346e-08f, 5.46865192e-11f, -3.18825993e-10f, 1.74454392e-11f};
-
-template <int L>
-static inline Vector<L> gelu(Vector<L> x) {
-  const Vector<L> u = magnitude<L>(x), q = polynomial<L>(TAIL, smaller(u, all<L>(TOP)) - TOP / 2);
-  return positive<L>(x) - u * (u < TOP ? q : all<L>(0));
-}
-template <int L>
-static inline Vector<L> gelu_slope(Vector<L> x) {
-  const Vector<L> u = magnitude<L>(x), polynomial_of_u = polynomial<L>(SLOPE, smaller(u, all<L>(TOP)) - TOP / 2);
-  const Vector<L> e = u < TOP ? polynomial_of_u : all<L>(0);
-  return x > 0 ? 1 - e : e;
 }

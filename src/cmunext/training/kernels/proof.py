@@ -58,6 +58,18 @@ class Convolutions(nn.Module):
         return self.narrow(self.grouped(self.widen(x)))
 
 
+class Depthwise(nn.Module):
+    """N x 8 x H x W -> N x 16 x H x W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.widen = nn.Conv2d(8, 8, 9, padding=4, groups=8), nn.Conv2d(8, 16, 1)
+        self.wide = nn.Conv2d(16, 16, 7, padding=3, groups=16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(self.widen(self.narrow(x)))
+
+
 def results(layers: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     """Output, gradients and statistics of a step."""
     x = x.clone().requires_grad_()
@@ -78,6 +90,8 @@ def prove(library: ctypes.CDLL) -> str | None:
         (Upsampling(), torch.float32, 2),
         (Upsampling(), torch.bfloat16, 2),
         (Convolutions(), torch.float32, 1),
+        (Depthwise(), torch.float32, 1),
+        (Depthwise(), torch.bfloat16, 1),
     )
     for layers, format, scale in trials:
         maps = torch.randn(2, 8, 30, 34), torch.randn(2, 16, scale * 30, scale * 34)
