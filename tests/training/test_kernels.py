@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from cmunext import compiled, losses, networks
 from cmunext.networks.blocks import bottleneck, convolved_upsampling, norm_of_gelu, relu_of_norm
+from cmunext.training import host
 from cmunext.training.host import FastLayers
 from cmunext.training.kernels import VERSION, functions, library, proof
 from cmunext.training.recipe import DEFAULT, with_settings
@@ -98,15 +100,21 @@ def uneven(layers: nn.Module) -> nn.Module:
     return layers
 
 
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 def check(layers: nn.Module, x: Tensor, gradient: Tensor, kernels, *, alone: tuple[str, ...] | None = None) -> None:
     """What float64 gives but for rounding, by one thread and by three; the same bits in all that PyTorch computes no part of (`alone`)."""
     expected = proof.results(deepcopy(layers).double(), x.double(), gradient.double())
-    found, before = [], torch.get_num_threads()
+    found = []
     for threads in (1, 3):
-        torch.set_num_threads(threads)
-        with FastLayers(kernels):
+        with FastLayers(kernels), thread_count(threads):
             found.append(proof.results(deepcopy(layers), x, gradient))
-    torch.set_num_threads(before)
     for name, right in expected.items():
         assert torch.equal(found[0][name], found[1][name]) or not (alone is None or name in alone), name
         scale = max(float(right.abs().max()), 1e-2)
@@ -146,6 +154,38 @@ def test_norms(function, channels: int, format: torch.dtype, kernels, taken: lis
             gradient[deepcopy(layers.norm).double()(x.double()).abs() < 1e-3] = 0
         check(layers, x, gradient, kernels)
     assert len(taken) == 2 * len(sizes) > 0
+
+
+@pytest.mark.parametrize("format", LARGEST)
+@pytest.mark.parametrize("function", [norm_of_gelu, relu_of_norm])
+@torch.no_grad()
+def test_norms_that_are_fixed(function, format: torch.dtype, kernels) -> None:
+    layers, (x, _) = uneven(Normed(function, 24)).eval(), maps(24, (33, 48), 24, format)
+    layers.norm.running_mean.normal_()
+    layers.norm.running_var.uniform_(0.5, 2)
+    before, right = deepcopy(layers.state_dict()), deepcopy(layers).double()(x.double())
+    for threads in (1, 3):
+        with FastLayers(kernels), thread_count(threads):
+            found = layers(x)
+        assert found.dtype == format
+        assert float((found.double() - right).abs().max()) <= LARGEST[format] * float(right.abs().max())
+    assert all(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_network_that_is_not_trained(kernels, taken: list[str], monkeypatch) -> None:
+    """What a teacher says is what it says by PyTorch's layers."""
+    torch.manual_seed(0)
+    network, fixed = networks.create("cmunext-s").to(memory_format=torch.channels_last), list[nn.Module]()
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    network(images)  # moves the statistics from where they begin
+    network.eval()
+    expected = network(images)
+    monkeypatch.setattr(host, "fixed_norm", lambda x, norm, *rest: fixed.append(norm) or functions.fixed_norm(x, norm, *rest))
+    with FastLayers(kernels):
+        torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
+    assert set(fixed) == {module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert taken == ["UpsampledSum"] * 4
 
 
 @pytest.mark.parametrize("format", LARGEST)

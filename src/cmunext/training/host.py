@@ -10,6 +10,7 @@ convolutions' weights.
 """
 
 import ctypes
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from cmunext.training.kernels.functions import (
     TrainedBottleneck,
     TrainedNorm,
     convolved_upsampling,
+    fixed_norm,
     takes_bottleneck,
     takes_norm,
     takes_upsampling,
@@ -46,6 +48,11 @@ def keep_freed_memory() -> bool:
 def has_bfloat16() -> bool:
     """True where the CPU multiplies bfloat16 in hardware (AMX or AVX-512 BF16), so that it is faster than float32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def fast_layers(device: torch.device, kernels: ctypes.CDLL | None) -> AbstractContextManager[Any]:
+    """`FastLayers` on a CPU, nothing elsewhere."""
+    return FastLayers(kernels) if device.type == "cpu" else nullcontext()
 
 
 def speed_up_narrow_norms(network: nn.Module) -> None:
@@ -94,6 +101,8 @@ class FastLayers(TorchFunctionMode):
         (norm,) = modules
         relu = function is blocks.relu_of_norm
         if self.library and takes_norm(self.library, x, norm):
+            if not norm.training:
+                return fixed_norm(x, norm, relu, self.library)
             return TrainedNorm.apply(x, norm.weight, norm.bias, norm, relu, self.library)
         return torch.relu(norm(x)) if relu else norm(gelu(x))
 

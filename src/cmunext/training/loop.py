@@ -133,7 +133,8 @@ def fit(
             drawn = number + recipe.epochs_before * batches_per_epoch
             torch.manual_seed(recipe.seed + 1_000_003 * (drawn + 1) + fabric.global_rank)  # dropout and stochastic depth
             images, masks = images.to(device, non_blocking=True), masks.to(device)
-            targets = (masks, teacher(images)) if teacher else (masks,)
+            with host.fast_layers(device, kernels):
+                targets = (masks, teacher(images)) if teacher else (masks,)
             loss = step(images, targets, part, rate)
             running.append(loss)
             known = loss if isinstance(loss, float) else None

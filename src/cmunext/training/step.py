@@ -6,7 +6,6 @@ import ctypes
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -104,7 +103,7 @@ class EagerStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with host.FastLayers(self.kernels) if self.fabric.device.type == "cpu" else nullcontext():
+        with host.fast_layers(self.fabric.device, self.kernels):
             logits = self.network(self.normalise(images))
         if part.count:
             loss = self.loss_of(logits[: part.count], *(target[: part.count].float() for target in targets)) * part.weight

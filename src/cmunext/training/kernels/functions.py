@@ -57,6 +57,7 @@ def declare(library: ctypes.CDLL) -> None:
     whole, large, address = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
     gradients = BottleneckGradients
     library.cmunext_norm.argtypes = [whole, whole, address, large, Norm, whole, address, whole]
+    library.cmunext_fixed_norm.argtypes = library.cmunext_norm.argtypes
     library.cmunext_norm_gradient.argtypes = [whole, whole, address, address, large, Norm, whole, *[address] * 3, whole]
     library.cmunext_bottleneck.argtypes = [address, large, Bottleneck, address, whole]
     library.cmunext_bottleneck_gradient.argtypes = [*[address] * 2, large, Bottleneck, address, gradients, whole]
@@ -70,6 +71,7 @@ def declare(library: ctypes.CDLL) -> None:
         library.cmunext_upsampling,
         library.cmunext_upsampling_gradient,
         library.cmunext_norm,
+        library.cmunext_fixed_norm,
         library.cmunext_norm_gradient,
         library.cmunext_bottleneck,
         library.cmunext_bottleneck_gradient,
@@ -78,8 +80,13 @@ def declare(library: ctypes.CDLL) -> None:
 
 
 def takes_norm(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether the kernels compute this BatchNorm of this map, which is trained."""
-    return _takes(x, norm) and x.shape[1] == norm.num_features and _pixels(x) % library.cmunext_norm_pixels(x.shape[1]) == 0
+    """Whether the kernels compute this BatchNorm of this map: one that is trained, or one that is fixed where no gradient is asked for."""
+    return (
+        _takes(x, norm)
+        and norm.training == torch.is_grad_enabled()
+        and x.shape[1] == norm.num_features
+        and _pixels(x) % library.cmunext_norm_pixels(x.shape[1]) == 0
+    )
 
 
 def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project: nn.Conv2d) -> bool:
@@ -87,6 +94,8 @@ def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project
     convolutions = (expand, project)
     return (
         _takes(x, norm)
+        and norm.training
+        and torch.is_grad_enabled()
         and _as_convolved(x)
         and x.dtype == torch.float32
         and x.shape[1] == expand.in_channels
@@ -100,7 +109,7 @@ def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project
 
 
 def takes_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -> bool:
-    """Whether the kernels upsample this map for this convolution, which is trained."""
+    """Whether the kernels upsample this map for this convolution."""
     return (
         _is_map(x)
         and _as_convolved(x)
@@ -123,6 +132,7 @@ def takes_convolution(x: Tensor, weight: Tensor, stride: Any, padding: Any, dila
         and _as_convolved(x)
         and x.dtype == weight.dtype == torch.float32
         and weight.requires_grad
+        and torch.is_grad_enabled()
         and weight.shape[2:] == (3, 3)
         and all(given in (1, (1, 1), [1, 1]) for given in (stride, padding, dilation))
         and weight.shape[1] % NARROWEST == weight.shape[0] // groups % NARROWEST == 0
@@ -138,9 +148,9 @@ def takes_depthwise(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilati
         and _as_convolved(x)
         and weight.dtype == torch.float32
         and weight.requires_grad
+        and torch.is_grad_enabled()
         and x.shape[1] == len(weight) == groups
-        and weight.shape[1] == 1
-        and weight.shape[2] == weight.shape[3]
+        and weight.shape[1:] == (1, kernel, kernel)
         and kernel in DEPTHWISE
         and all(given in (1, (1, 1), [1, 1]) for given in (stride, dilation))
         and padding in (kernel // 2, (kernel // 2,) * 2, [kernel // 2] * 2)
@@ -151,7 +161,6 @@ def takes_depthwise(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilati
 def _takes(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     return (
         type(norm) is nn.BatchNorm2d
-        and norm.training
         and norm.momentum is not None
         and norm.running_mean is not None
         and norm.weight is not None
@@ -167,13 +176,7 @@ def _as_convolved(x: Tensor) -> bool:
 
 
 def _is_map(x: Tensor) -> bool:
-    return (
-        torch.is_grad_enabled()
-        and x.dtype in FORMATS
-        and x.device.type == "cpu"
-        and x.ndim == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    return x.dtype in FORMATS and x.device.type == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _pixels(x: Tensor) -> int:
@@ -210,6 +213,18 @@ class TrainedNorm(torch.autograd.Function):
             *(of_x.data_ptr(), of_weight.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
         )
         return of_x, of_weight, of_bias, None, None, None
+
+
+def fixed_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool, library: ctypes.CDLL) -> Tensor:
+    """norm(gelu(x)), or relu(norm(x)), by the norm's running statistics: N x C x H x W -> the same shape."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    statistics = torch.stack([norm.running_mean, (norm.running_var + norm.eps).rsqrt()])
+    output = torch.empty_like(x, memory_format=torch.channels_last)
+    library.cmunext_fixed_norm(
+        *(x.dtype == torch.bfloat16, relu, x.data_ptr(), _pixels(x), _norm(norm, norm.weight, norm.bias, statistics)),
+        *(norm.num_features, output.data_ptr(), torch.get_num_threads()),
+    )
+    return output
 
 
 class TrainedBottleneck(torch.autograd.Function):

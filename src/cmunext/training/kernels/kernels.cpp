@@ -54,6 +54,14 @@ void cmunext_norm(int half, int relu, const void* x, long pixels, int channels, 
   });
 }
 
+// By the statistics of `norm`, which stay.
+void cmunext_fixed_norm(int half, int relu, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
+  with_format(half, [&](auto number) {
+    typedef decltype(number) Data;
+    with_norm<Data>(relu, pixels, channels, threads, [&](const auto& pass) { pass.apply((const Data*)x, norm, (Data*)out); });
+  });
+}
+
 void cmunext_norm_gradient(int half, int relu, const void* x, const void* given, long pixels, int channels, Norm norm, void* of_x,
                            float* of_weight, float* of_bias, int threads) {
   with_format(half, [&](auto number) {

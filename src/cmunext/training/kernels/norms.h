@@ -89,10 +89,15 @@ class NormPass {
       const V y = value(x + at) - load<L>(&shift[column]);
       return Pair{y, y * y};
     });
-    std::vector<float> scale(width), offset(width);
     for (int channel = 0; channel < channels; channel++) {
       norm.take(channel, shift[channel], total(sums, 0, channel) / pixels, total(sums, 1, channel) / pixels, pixels);
     }
+    apply(x, norm, out);
+  }
+
+  // By statistics that are known.
+  void apply(const Data* x, const Norm& norm, Data* out) const {
+    std::vector<float> scale(width), offset(width);
     affine(norm, scale, offset);
     each_number([&](long at, int column) {
       store<L>(out + at, Activation::template after<L>(value(x + at) * load<L>(&scale[column]) + load<L>(&offset[column])));
