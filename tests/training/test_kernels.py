@@ -21,7 +21,7 @@ from cmunext import compiled, losses, networks
 from cmunext.networks.blocks import bottleneck, convolved_upsampling, norm_of_gelu, relu_of_norm
 from cmunext.training import host
 from cmunext.training.host import FastLayers
-from cmunext.training.kernels import VERSION, functions, library, proof
+from cmunext.training.kernels import VERSION, choice, functions, library, proof
 from cmunext.training.recipe import DEFAULT, with_settings
 
 if not sys.platform.startswith("linux"):
@@ -224,7 +224,7 @@ def test_convolutions_of_upsampled_maps(widths: tuple[int, int], format: torch.d
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("widths", [(8, 8), (8, 24), (24, 8), (16, 32)])
 def test_convolutions(widths: tuple[int, int], groups: int, kernels, taken: list[str], monkeypatch) -> None:
-    monkeypatch.setattr(functions, "NARROWEST_MAP", 1)
+    monkeypatch.setattr(choice, "NARROWEST_MAP", 1)
     channels = [groups * width for width in widths]
     sizes = ((1, 1), *SIZES, (3, 150))  # rows that are taken together, and one that is too long for that
     for size in sizes:
@@ -235,7 +235,7 @@ def test_convolutions(widths: tuple[int, int], groups: int, kernels, taken: list
 
 
 @pytest.mark.parametrize("format", LARGEST)
-@pytest.mark.parametrize("kernel", functions.DEPTHWISE)
+@pytest.mark.parametrize("kernel", choice.DEPTHWISE)
 @pytest.mark.parametrize("channels", [8, 16, 40])
 def test_depthwise_convolutions(channels: int, kernel: int, format: torch.dtype, kernels, taken: list[str]) -> None:
     sizes = ((1, 1), *SIZES)

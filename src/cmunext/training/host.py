@@ -19,16 +19,8 @@ from torch.nn.functional import conv2d, gelu
 from torch.overrides import TorchFunctionMode
 
 from cmunext.networks import blocks
-from cmunext.training.kernels.functions import (
-    TrainedBottleneck,
-    TrainedNorm,
-    convolved_upsampling,
-    fixed_norm,
-    takes_bottleneck,
-    takes_norm,
-    takes_upsampling,
-    trained_conv2d,
-)
+from cmunext.training.kernels.choice import takes_bottleneck, takes_norm, takes_upsampling
+from cmunext.training.kernels.functions import TrainedBottleneck, TrainedNorm, convolved_upsampling, fixed_norm, trained_conv2d
 
 FEW_CHANNELS = 8  # up to here the contiguous BatchNorm pays for the two copies
 

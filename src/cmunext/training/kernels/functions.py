@@ -1,4 +1,4 @@
-"""The kernels as functions that autograd differentiates, and when a layer can be computed by them.
+"""The kernels as functions that autograd differentiates.
 
 Feature maps are channels_last tensors N x C x H x W in float32 or bfloat16, which are pixels x channels in memory; weights and statistics are
 float32. Sums are float32 within some thousand numbers, those of a bottleneck's products within a slice of the map, and float64 beyond, in an
@@ -13,174 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
-FORMATS = (torch.float32, torch.bfloat16)
-NARROWEST = 8  # channels that a vector of the bottleneck holds
-DEPTHWISE = (5, 7, 9)  # widths of a depthwise kernel; for 3 PyTorch is as fast
-NARROWEST_MAP = 32  # pixels across, from which on our gradient of a convolution's weights is faster than PyTorch's
-# Channels in the middle of a bottleneck, up to which computing them again is faster than keeping them, in float32. In bfloat16, where PyTorch's
-# convolutions are faster and ours are not, it never is (docs/training-speed.md).
-WIDEST = 128
-
-
-class Norm(ctypes.Structure):
-    """`Norm` of norms.h."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "mean", "scale", "running_mean", "running_variance")] + [
-        (name, ctypes.c_double) for name in ("epsilon", "momentum")
-    ]
-
-
-class Bottleneck(ctypes.Structure):
-    """`Bottleneck` of bottleneck.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("inputs", "hidden", "outputs")),
-        *((name, ctypes.c_void_p) for name in ("expand", "expand_bias", "project", "project_bias")),
-        ("norm", Norm),
-    ]
-
-
-class Convolution(ctypes.Structure):
-    """`Convolution` of convolution.h."""
-
-    _fields_ = [(name, ctypes.c_int) for name in ("images", "height", "width", "inputs", "outputs", "groups")]
-
-
-class BottleneckGradients(ctypes.Structure):
-    """`BottleneckGradients` of bottleneck.h."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("expand", "expand_bias", "project", "project_bias", "weight", "bias")]
-
-
-def declare(library: ctypes.CDLL) -> None:
-    """Tell ctypes the types of the library's functions."""
-    whole, large, address = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    gradients = BottleneckGradients
-    library.cmunext_norm.argtypes = [whole, whole, address, large, Norm, whole, address, whole]
-    library.cmunext_fixed_norm.argtypes = library.cmunext_norm.argtypes
-    library.cmunext_norm_gradient.argtypes = [whole, whole, address, address, large, Norm, whole, *[address] * 3, whole]
-    library.cmunext_bottleneck.argtypes = [address, large, Bottleneck, address, whole]
-    library.cmunext_bottleneck_gradient.argtypes = [*[address] * 2, large, Bottleneck, address, gradients, whole]
-    library.cmunext_upsampling.argtypes = [whole, address, address, *[whole] * 4, address, whole]
-    library.cmunext_upsampling_gradient.argtypes = [whole, address, *[whole] * 4, address, address, whole]
-    library.cmunext_convolution_gradient.argtypes = [*[address] * 2, Convolution, *[address] * 2, whole]
-    library.cmunext_depthwise_gradient.argtypes = [whole, *[address] * 2, Convolution, whole, *[address] * 2, whole]
-    for function in (
-        library.cmunext_convolution_gradient,
-        library.cmunext_depthwise_gradient,
-        library.cmunext_upsampling,
-        library.cmunext_upsampling_gradient,
-        library.cmunext_norm,
-        library.cmunext_fixed_norm,
-        library.cmunext_norm_gradient,
-        library.cmunext_bottleneck,
-        library.cmunext_bottleneck_gradient,
-    ):
-        function.restype = None
-
-
-def takes_norm(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether the kernels compute this BatchNorm of this map: one that is trained, or one that is fixed where no gradient is asked for."""
-    return (
-        _takes(x, norm)
-        and norm.training == torch.is_grad_enabled()
-        and x.shape[1] == norm.num_features
-        and _pixels(x) % library.cmunext_norm_pixels(x.shape[1]) == 0
-    )
-
-
-def takes_bottleneck(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d, project: nn.Conv2d) -> bool:
-    """Whether the kernels compute this bottleneck of this map, which is trained."""
-    convolutions = (expand, project)
-    return (
-        _takes(x, norm)
-        and norm.training
-        and torch.is_grad_enabled()
-        and _as_convolved(x)
-        and x.dtype == torch.float32
-        and x.shape[1] == expand.in_channels
-        and expand.out_channels == norm.num_features == project.in_channels <= WIDEST
-        and all(
-            one.weight.shape[2:] == (1, 1) and one.bias is not None and one.bias.dtype == torch.float32 for one in convolutions
-        )
-        and all(one.stride == (1, 1) and one.padding == (0, 0) and one.groups == 1 for one in convolutions)
-        and all(one.in_channels % NARROWEST == 0 and one.out_channels % NARROWEST == 0 for one in convolutions)
-    )
-
-
-def takes_upsampling(x: Tensor, upsample: nn.Upsample, convolution: nn.Conv2d) -> bool:
-    """Whether the kernels upsample this map for this convolution."""
-    return (
-        _is_map(x)
-        and _as_convolved(x)
-        and (upsample.mode, upsample.size, upsample.scale_factor) == ("bilinear", None, 2.0)
-        and not upsample.align_corners
-        and convolution.weight.dtype == torch.float32
-        and convolution.weight.shape[2:] == (3, 3)
-        and (convolution.stride, convolution.padding, convolution.dilation) == ((1, 1), (1, 1), (1, 1))
-        and (convolution.groups, convolution.padding_mode) == (1, "zeros")
-        and convolution.bias is not None
-        and convolution.bias.dtype == torch.float32
-        and convolution.out_channels % NARROWEST == 0
-    )
-
-
-def takes_convolution(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
-    """Whether the kernels compute the gradient of the weights of this convolution; arguments as `conv2d`'s."""
-    return (
-        _is_map(x)
-        and _as_convolved(x)
-        and x.dtype == weight.dtype == torch.float32
-        and weight.requires_grad
-        and torch.is_grad_enabled()
-        and weight.shape[2:] == (3, 3)
-        and all(given in (1, (1, 1), [1, 1]) for given in (stride, padding, dilation))
-        and weight.shape[1] % NARROWEST == weight.shape[0] // groups % NARROWEST == 0
-        and x.shape[3] >= NARROWEST_MAP
-    )
-
-
-def takes_depthwise(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
-    """Whether the kernels compute the gradient of the weights of this depthwise convolution; arguments as `conv2d`'s."""
-    kernel = weight.shape[2]
-    return (
-        _is_map(x)
-        and _as_convolved(x)
-        and weight.dtype == torch.float32
-        and weight.requires_grad
-        and torch.is_grad_enabled()
-        and x.shape[1] == len(weight) == groups
-        and weight.shape[1:] == (1, kernel, kernel)
-        and kernel in DEPTHWISE
-        and all(given in (1, (1, 1), [1, 1]) for given in (stride, dilation))
-        and padding in (kernel // 2, (kernel // 2,) * 2, [kernel // 2] * 2)
-        and groups % NARROWEST == 0
-    )
-
-
-def _takes(x: Tensor, norm: nn.BatchNorm2d) -> bool:
-    return (
-        type(norm) is nn.BatchNorm2d
-        and norm.momentum is not None
-        and norm.running_mean is not None
-        and norm.weight is not None
-        and norm.weight.dtype == torch.float32
-        and _is_map(x)
-        and _pixels(x) > 1
-    )
-
-
-def _as_convolved(x: Tensor) -> bool:
-    """Whether PyTorch's convolution of this map would compute, and give, its very format."""
-    return x.dtype == (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
-
-
-def _is_map(x: Tensor) -> bool:
-    return x.dtype in FORMATS and x.device.type == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _pixels(x: Tensor) -> int:
-    return x.numel() // x.shape[1]
+from cmunext.training.kernels.choice import pixels, takes_convolution, takes_depthwise
+from cmunext.training.kernels.interface import Bottleneck, BottleneckGradients, Convolution, Norm
 
 
 class TrainedNorm(torch.autograd.Function):
@@ -191,11 +25,7 @@ class TrainedNorm(torch.autograd.Function):
         context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, library: ctypes.CDLL
     ) -> Tensor:
         statistics = torch.empty(2, norm.num_features, dtype=torch.float32)
-        output = torch.empty_like(x, memory_format=torch.channels_last)
-        library.cmunext_norm(
-            *(x.dtype == torch.bfloat16, relu, x.data_ptr(), _pixels(x), _norm(norm, weight, bias, statistics)),
-            *(norm.num_features, output.data_ptr(), torch.get_num_threads()),
-        )
+        output = _normed(x, norm, _norm(norm, weight, bias, statistics), relu, library)
         _count(norm)
         context.save_for_backward(x, weight, bias, statistics)
         context.norm, context.relu, context.library = norm, relu, library
@@ -208,7 +38,7 @@ class TrainedNorm(torch.autograd.Function):
         given = given.to(x.dtype).contiguous(memory_format=torch.channels_last)
         of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
         context.library.cmunext_norm_gradient(
-            *(x.dtype == torch.bfloat16, context.relu, x.data_ptr(), given.data_ptr(), _pixels(x)),
+            *(x.dtype == torch.bfloat16, context.relu, x.data_ptr(), given.data_ptr(), pixels(x)),
             *(_norm(context.norm, weight, bias, statistics), context.norm.num_features),
             *(of_x.data_ptr(), of_weight.data_ptr(), of_bias.data_ptr(), torch.get_num_threads()),
         )
@@ -219,9 +49,14 @@ def fixed_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool, library: ctypes.CDLL
     """norm(gelu(x)), or relu(norm(x)), by the norm's running statistics: N x C x H x W -> the same shape."""
     assert norm.running_mean is not None and norm.running_var is not None
     statistics = torch.stack([norm.running_mean, (norm.running_var + norm.eps).rsqrt()])
+    return _normed(x, norm, _norm(norm, norm.weight, norm.bias, statistics), relu, library)
+
+
+def _normed(x: Tensor, norm: nn.BatchNorm2d, described: Norm, relu: bool, library: ctypes.CDLL) -> Tensor:
+    """By the statistics of the batch, which are written to where `described` says, or of a norm that is not in training, by those there."""
     output = torch.empty_like(x, memory_format=torch.channels_last)
-    library.cmunext_fixed_norm(
-        *(x.dtype == torch.bfloat16, relu, x.data_ptr(), _pixels(x), _norm(norm, norm.weight, norm.bias, statistics)),
+    library.cmunext_norm(
+        *(x.dtype == torch.bfloat16, relu, not norm.training, x.data_ptr(), pixels(x), described),
         *(norm.num_features, output.data_ptr(), torch.get_num_threads()),
     )
     return output
@@ -247,7 +82,7 @@ class TrainedBottleneck(torch.autograd.Function):
         parameters = [one.contiguous() for one in (expand, expand_bias, weight, bias, project, project_bias)]
         output = torch.empty((len(x), len(project), *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
         library.cmunext_bottleneck(
-            *(x.data_ptr(), _pixels(x), _bottleneck(norm, parameters, statistics), output.data_ptr(), torch.get_num_threads())
+            *(x.data_ptr(), pixels(x), _bottleneck(norm, parameters, statistics), output.data_ptr(), torch.get_num_threads())
         )
         _count(norm)
         context.save_for_backward(x, statistics, *parameters)
@@ -262,7 +97,7 @@ class TrainedBottleneck(torch.autograd.Function):
         of_x, gradients = torch.empty_like(x), [torch.empty_like(one) for one in parameters]
         expand, expand_bias, weight, bias, project, project_bias = (one.data_ptr() for one in gradients)
         context.library.cmunext_bottleneck_gradient(
-            *(x.data_ptr(), given.data_ptr(), _pixels(x), _bottleneck(context.norm, parameters, statistics), of_x.data_ptr()),
+            *(x.data_ptr(), given.data_ptr(), pixels(x), _bottleneck(context.norm, parameters, statistics), of_x.data_ptr()),
             *(BottleneckGradients(expand, expand_bias, project, project_bias, weight, bias), torch.get_num_threads()),
         )
         return of_x, *gradients, None, None

@@ -47,18 +47,13 @@ int cmunext_kernels_version() { return 3; }
 // The least number of pixels of which whole rows of vectors are made; a map must be a multiple of it.
 int cmunext_norm_pixels(int channels) { return NormPass<GeluBefore<float>, float>::width_of(channels) / channels; }
 
-void cmunext_norm(int half, int relu, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
+// fixed: by the statistics of `norm`, which stay; else by the batch's.
+void cmunext_norm(int half, int relu, int fixed, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
   with_format(half, [&](auto number) {
     typedef decltype(number) Data;
-    with_norm<Data>(relu, pixels, channels, threads, [&](const auto& pass) { pass.forward((const Data*)x, norm, (Data*)out); });
-  });
-}
-
-// By the statistics of `norm`, which stay.
-void cmunext_fixed_norm(int half, int relu, const void* x, long pixels, int channels, Norm norm, void* out, int threads) {
-  with_format(half, [&](auto number) {
-    typedef decltype(number) Data;
-    with_norm<Data>(relu, pixels, channels, threads, [&](const auto& pass) { pass.apply((const Data*)x, norm, (Data*)out); });
+    with_norm<Data>(relu, pixels, channels, threads, [&](const auto& pass) {
+      fixed ? pass.apply((const Data*)x, norm, (Data*)out) : pass.forward((const Data*)x, norm, (Data*)out);
+    });
   });
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cmunext import compiled
 from cmunext.errors import InputError, UsageError
 from cmunext.training.kernels import VERSION
-from cmunext.training.kernels.functions import declare
+from cmunext.training.kernels.interface import declare
 
 SOURCES = tuple(
     Path(__file__).parent / name
