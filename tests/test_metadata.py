@@ -76,6 +76,10 @@ BAD = {
     "height is broken": (_changed(preprocessing={**PREPROCESSING, "height": 256.5}), "size is 256.5 x 256"),
     "height is gigantic": (_changed(preprocessing={**PREPROCESSING, "height": 10**9}), "size is 1000000000 x 256"),
     "mean is text": (_changed(preprocessing={**PREPROCESSING, "mean": ["a", 0, 0]}), "mean is .* finite numbers"),
+    "mean is beyond all numbers": (
+        _changed(preprocessing={**PREPROCESSING, "mean": [10**400, 0, 0]}),
+        "preprocessing cannot be read",
+    ),
     "mean is a number": (_changed(preprocessing={**PREPROCESSING, "mean": 1}), "preprocessing cannot be read"),
     "std is NaN": (_changed(preprocessing={**PREPROCESSING, "std": [float("nan")] * 3}), "finite"),
     "scale is infinite": (_changed(preprocessing={**PREPROCESSING, "final_scale": float("inf")}), "finite"),

@@ -69,6 +69,12 @@ def test_longer_and_shorter_files_are_noticed(file: Path) -> None:
         refused(file, "cannot be opened as an ONNX model|does not describe itself|not JSON|changed after")
 
 
+def test_a_header_longer_than_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "long.onnx"
+    path.write_bytes(b"\xff" * 8 + b'{"__metadata__":{')
+    assert not check_seal(path)
+
+
 def test_files_from_other_hands_have_no_checksum(tmp_path: Path) -> None:
     path = write_network(tmp_path / "bare.onnx")
     check_seal(path)

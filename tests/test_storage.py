@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cmunext import storage
+from cmunext.errors import UsageError
 
 
 class System:
@@ -32,6 +33,17 @@ def test_what_the_disk_did_not_take_is_an_error(number: int, tmp_path: Path, mon
 def test_where_the_system_does_not_wait_nothing_is_wrong(system: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: system)
     storage.settle(tmp_path)
+
+
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("CMUNEXT_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UsageError, match="no home folder; set CMUNEXT_CACHE"):
+        storage.cache_folder()
 
 
 @pytest.mark.parametrize("lasting", [True, False])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cmunext.errors import InputError, UsageError
 from cmunext.processor import processor
-from cmunext.storage import cache_folder, replacing
+from cmunext.storage import cache_folder, file_sha256, replacing, write_text
 
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
@@ -48,6 +48,18 @@ def compiler() -> list[str] | None:
     return next(([found] for name in COMPILERS if (found := shutil.which(name))), None)
 
 
+def is_built(path: Path) -> bool:
+    """Whether a library lies there as it was built: one that a disk has damaged would give wrong numbers, or end the process."""
+    try:
+        return _checksum(path).read_text("ascii") == file_sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
 def load_library(
     path: Path,
     opened: Callable[[Path], ctypes.CDLL],
@@ -58,7 +70,7 @@ def load_library(
     instead: str,
 ) -> ctypes.CDLL:
     """What `opened` gives for a library, built first where it is not there or damaged; the others, and what is raised, as in `build`."""
-    if path.is_file():
+    if is_built(path):
         with suppress(InputError):
             return opened(path)
     build(path, what, source, variants, proof, instead)
@@ -108,6 +120,7 @@ def build(path: Path, what: str, source: Path, variants: Iterable[tuple[str, ...
                 if done.returncode == 0:
                     done = _run([sys.executable, "-m", proof, str(temporary)], path.parent, what, instead)
                 if done.returncode == 0:
+                    write_text(_checksum(path), file_sha256(temporary))
                     return
             problem = _reason(done.stderr) or f"it ended with {done.returncode}"
             raise InputError(

@@ -35,19 +35,20 @@ def sealed(content: bytes, source: Path) -> bytes:
     return content[: found.start(1)] + _digest(content, found).encode() + content[found.end(1) :]
 
 
-def check_seal(path: Path) -> None:
-    """Raise InputError when a file that carries a checksum is not as it was written."""
+def check_seal(path: Path) -> bool:
+    """Whether a file carries a checksum. Raises InputError when it does and is not as it was written."""
     content = path.read_bytes()
     found = _entry(content)
     if found is not None and found.group(1).decode() != _digest(content, found):
         raise InputError(
             f"{path}: it was changed after it was written (its checksum does not fit); copy it again, or have this program write it again"
         )
+    return found is not None
 
 
 def _entry(content: bytes) -> re.Match[bytes] | None:
     if content.startswith(_SAFETENSORS, 8):
-        return _JSON.search(content, 0, _header_end(content))
+        return _JSON.search(content, 0, min(_header_end(content), len(content)))
     return _PROTOBUF.search(content)
 
 

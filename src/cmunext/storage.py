@@ -14,12 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmunext.errors import UsageError
+
 
 def cache_folder() -> Path:
-    """What can be made again lies here, and can be deleted at any time: `$CMUNEXT_CACHE`, else `cmunext` in the user's cache folder."""
+    """What can be made again lies here, and can be deleted at any time: `$CMUNEXT_CACHE`, else `cmunext` in the user's cache folder.
+
+    Raises UsageError for a user who has no home folder, where neither variable is set.
+    """
     if chosen := os.environ.get("CMUNEXT_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmunext"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmunext"
+    except RuntimeError as error:
+        raise UsageError("this user has no home folder; set CMUNEXT_CACHE to a folder of yours") from error
 
 
 @contextmanager
@@ -127,6 +135,11 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def json_bytes(text: str) -> bytes:
+    """JSON as UTF-8. Of the names that a disk holds and that are no text in UTF-8, the odd bytes are escaped, as JSON has it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` to `path` as indented JSON in one step. Raises OSError, leaving `path` as it was."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(json.dumps(content, indent=2, ensure_ascii=False) + "\n"))

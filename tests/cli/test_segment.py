@@ -1,6 +1,7 @@
 """`cmunext segment` as its users meet it: files, exit codes, sentences, and nothing half-written."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -92,6 +93,24 @@ def test_what_a_folder_holds_beside_images_is_left_out_and_said(
     printed = capsys.readouterr()
     assert printed.err == "left out as no images: 'clip.mp4' and 2 more; give a video by its name\n"
     assert len(json.loads(printed.out)) == 3
+
+
+def test_names_that_are_no_text_or_too_long_for_an_ending(folder: Path, network: str) -> None:
+    odd = [os.fsdecode(b"bad\xff.png"), "ä" * 123 + ".png"]
+    for name in odd:
+        try:
+            write_image(folder / "images" / "new.png", dark_discs())
+            (folder / "images" / "new.png").rename(folder / "images" / name)
+        except OSError:
+            pytest.skip("this disk takes no such name")
+    call = [sys.executable, "-m", "cmunext", "segment", "images", "--weights", network, "--json"]
+    done = subprocess.run(call, capture_output=True, check=True)
+    assert {Path(record["source"]).name for record in json.loads(done.stdout)} > set(odd)
+    kept = json.loads((folder / "segmentation" / "segmentation.json").read_text())
+    assert len(kept) == 4
+    assert all(Path(record["mask"]).is_file() and Path(record["source"]).is_file() for record in kept)
+    subprocess.run(call[:-1], capture_output=True, check=True)  # known again, and in the table
+    assert len(names(folder / "segmentation")) == 9
 
 
 def test_images_far_from_the_networks_shape_are_warned_of(folder: Path, network: str, capsys: pytest.CaptureFixture[str]) -> None:

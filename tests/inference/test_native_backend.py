@@ -313,6 +313,41 @@ def test_a_network_that_it_cannot_run_is_refused(odd: Path, tmp_path: Path, edit
         open_weights(path, "native")
 
 
+def without_groups(model: onnx.ModelProto) -> None:
+    next(each for each in node(model, "Conv").attribute if each.name == "group").i = 0
+
+
+def without_output(model: onnx.ModelProto) -> None:
+    del node(model, "Conv").output[:]
+
+
+def of_no_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = 99
+
+
+def cut(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-2]
+
+
+@pytest.mark.parametrize("edit", [without_groups, without_output, of_no_type, cut])
+@pytest.mark.parametrize("backend", ["native", "onnxruntime", "openvino"])
+def test_a_damaged_network_is_refused_in_a_sentence(odd: Path, tmp_path: Path, edit, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    path = change(odd, tmp_path / "changed.onnx", edit)
+    with pytest.raises(InputError) as raised:  # in opening it, or when it runs
+        open_weights(path, backend)(np.zeros((1, 3, 64, 64), np.float32))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_size_that_the_others_do_not_run_is_a_sentence(odd: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    with pytest.raises(InputError, match="the network cannot be run on an input of 3 x 60 x 60 "):
+        open_weights(odd, backend)(np.zeros((1, 3, 60, 60), np.float32))
+
+
 def test_the_order_of_what_is_side_by_side_counts(odd: Path, tmp_path: Path) -> None:
     path = change(odd, tmp_path / "swapped.onnx", swapped)
     check_equal(path, (64, 64))
@@ -368,6 +403,11 @@ def test_a_damaged_library_is_built_again_and_that_is_said(
     (line,) = caplog.messages
     assert line.startswith("compiling the native backend with ")
     assert line.endswith(f"it is kept as {library.library_path()}")
+    assert library.is_built()
+    damaged = empty_cache / "damaged"
+    damaged.write_bytes(library.library_path().read_bytes()[:-1])
+    damaged.replace(library.library_path())  # beside the file that this process runs, never in it
+    assert not library.is_built()
     other = empty_cache / "other.so"  # never the file that this process runs
     other.write_text("no library")
     with pytest.raises(InputError, match=r"other.so: this library cannot be loaded .* delete it, and it is built again"):

@@ -100,6 +100,7 @@ def test_a_file_of_another_precision_says_so_and_passes_for_no_other(tmp_path: P
         ({"backend": "openvino", "device": "cuda"}, "openvino runs on the cpu"),
         ({"backend": "openvino", "precision": "float16"}, "no precision 'float16'"),
         ({"backend": "openvino", "streams": 0}, "streams is 0"),
+        ({"backend": "onnxruntime", "threads": 1 << 32}, "threads is 4294967296"),
         ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime computes in float32"),
         ({"backend": "onnxruntime", "streams": 2}, "onnxruntime has one"),
     ],
@@ -107,6 +108,17 @@ def test_a_file_of_another_precision_says_so_and_passes_for_no_other(tmp_path: P
 def test_a_wrong_call(network: Path, arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Segmenter.load(network, **arguments)
+
+
+def test_weights_that_are_no_numbers(network: Path, tmp_path: Path) -> None:
+    model = onnx.load(network)
+    weights = next(each for each in model.graph.initializer if onnx.numpy_helper.to_array(each).dtype == np.float32)
+    changed = onnx.numpy_helper.to_array(weights).copy()
+    changed.flat[0] = np.nan
+    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(InputError, match=r"nan.onnx: the network has weights that are not finite"):
+        Segmenter.load(tmp_path / "nan.onnx", backend="openvino")
 
 
 def test_bad_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

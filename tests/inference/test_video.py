@@ -102,6 +102,30 @@ def test_the_command_takes_videos_and_images(clip: Path, network: Path, capsys: 
     assert "2 of 2 done by onnxruntime in float32" in out
 
 
+def test_a_video_that_is_cut_off_is_told_of(clip: Path, network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    call = ["segment", "clip.avi", "--weights", str(network), "--backend", "onnxruntime"]
+    assert main(call) == 1
+    read = len(rows_of("segmentation/clip_areas.csv"))
+    assert 0 < read < FRAMES - 1
+    assert f"error: clip.avi: {FRAMES - read} of its {FRAMES} frames cannot be read" in capsys.readouterr().err
+    assert json.loads(Path("segmentation/segmentation.json").read_text())[0]["frames_missing"] == FRAMES - read
+    assert main([*call, "--frames", "2"]) == 0  # all that was asked for
+
+
+@pytest.mark.parametrize("rate", [1000 / 15, 1000 / 12, 700.7])
+def test_rates_that_mpeg4_holds_rounded(network: Path, clip: Path, rate: float, tmp_path: Path) -> None:
+    writer = cv2.VideoWriter("fast.mkv", cv2.VideoWriter.fourcc(*"MJPG"), rate, (160, 120))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV has no writer for .mkv")
+    for frame in frames_of(clip):
+        writer.write(frame)
+    writer.release()
+    record = segment_video(Segmenter.load(network), Path("fast.mkv"), tmp_path / "out")
+    assert record["frames"] == FRAMES
+    assert record["frame_rate"] == pytest.approx(rate, rel=0.01)
+
+
 def test_mp4(network: Path, clip: Path, tmp_path: Path) -> None:
     writer = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (160, 120))
     if not writer.isOpened():

@@ -1,5 +1,6 @@
 """The command `cmunext`: finds a command's module, runs it, and turns every failure into one sentence and an exit code."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +30,8 @@ COMMANDS = {  # name -> (module, what it does), in the order of the help; a modu
 
 def run() -> None:
     """Run the command line. Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted or out of time, 141 nobody reads on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what is no text, or not in this terminal's
     try:
         code = main(sys.argv[1:])
         if sys.stdout is not None:  # which a process without a standard output has not

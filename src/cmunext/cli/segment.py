@@ -98,6 +98,13 @@ def segment(
                 else:
                     print(f"error: {result.error}", file=sys.stderr)
         films = list(_films(videos, segmenter, out, steps, overwrite, weights, jobs, frames or None))
+    damaged = [film for film in films if film["frames_missing"]]
+    for film in damaged:
+        print(
+            f"error: {film['source']}: {film['frames_missing']} of its {film['frames'] + film['frames_missing']} frames cannot be read, so "
+            "it is cut off or damaged, and the table's times may be too small; copy or export it again",
+            file=sys.stderr,
+        )
     _warn_of_squeezed([*records, *films], segmenter.preprocessing.height, segmenter.preprocessing.width)
     if json:
         print(json_module.dumps([*records, *films], ensure_ascii=False))
@@ -110,7 +117,7 @@ def segment(
             how = f"by {segmenter.backend.name} in {segmenter.backend.precision}"
             done = f"{len(records) + len(films)} of {len(sources) + len(videos)} done {how}"
             print(f"{done}; masks, overlays and segmentation.json are in {out}. Not a medical device.")
-    if len(records) + len(films) < len(sources) + len(videos):
+    if damaged or len(records) + len(films) < len(sources) + len(videos):
         raise typer.Exit(1)
 
 

@@ -159,7 +159,7 @@ class Preprocessing:
         try:
             typed: dict[str, Any] = {key: tuple(value) if key in ("mean", "std") else value for key, value in values.items()}
             return cls(**typed)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise InputError(f"preprocessing cannot be read: {error}") from error
 
 

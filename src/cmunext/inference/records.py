@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cmunext.errors import UsageError
-from cmunext.storage import alone_in, settle, write_text
+from cmunext.storage import alone_in, json_bytes, settle, write_bytes, write_json
 
 RECORDS = "segmentation.json"
 NOTES = ".segmentation-begun.json"  # of each source that is begun and not yet recorded {"source", "mask", "overlay", ...}
+LONGEST_NAME = 200  # bytes, before the endings
 Record = dict[str, Any]
 
 
@@ -90,7 +91,7 @@ class Records:
             others = {source: text for source, text in self._texts().items() if source in self.earlier or source not in mine}
             if mine:
                 self._on_disk = {**others, **mine}
-                write_text(self.folder / RECORDS, "[\n" + ",\n".join(self._on_disk.values()) + "\n]\n")
+                write_bytes(self.folder / RECORDS, json_bytes("[\n" + ",\n".join(self._on_disk.values()) + "\n]\n"))
                 self._seen = _stamp(self.folder / RECORDS)
             for name in (name for source in mine for name in self.outdated.get(source, ())):
                 (self.folder / name).unlink(missing_ok=True)
@@ -153,7 +154,7 @@ def _read_notes(folder: Path) -> dict[str, Record]:
 
 def _write_notes(folder: Path, notes: Mapping[str, Record]) -> None:
     if notes:
-        write_text(folder / NOTES, json.dumps(list(notes.values()), ensure_ascii=False))
+        write_json(folder / NOTES, list(notes.values()))
     else:
         (folder / NOTES).unlink(missing_ok=True)
 
@@ -166,11 +167,17 @@ def _names(sources: Mapping[Path, str], known: Mapping[str, Record]) -> dict[Pat
     for source, identity in sources.items():
         name, number = given.get(identity), 1
         while name is None:
-            candidate = source.stem if number == 1 else f"{source.stem}-{number}"
+            candidate = _shortened(source.stem) + (f"-{number}" if number > 1 else "")
             name, number = (None if candidate.casefold() in taken else candidate), number + 1
         taken.add(name.casefold())
         names[source] = given[identity] = name
     return names
+
+
+def _shortened(stem: str) -> str:
+    """The stem, or as much of it as leaves room for an ending: disks take names of up to 255 bytes."""
+    encoded = os.fsencode(stem)
+    return stem if len(encoded) <= LONGEST_NAME else encoded[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _check(folder: Path, files: Iterable[Record], known: Mapping[str, Record], overwrite: bool) -> None:

@@ -56,9 +56,10 @@ def segment_video(
 
     Returns
     -------
-    The record: {"source", "width", "height", "frames", "frame_rate", "weights", "backend", "precision", "spacing_mm", "classes",
-    "mask": [], "overlay", "areas", "frame", "lesions"}. The lesions are those of "frame", the one in which they are largest together.
-    In segmentation.json paths are kept as `segment_files` tells.
+    The record: {"source", "width", "height", "frames", "frames_missing", "frame_rate", "weights", "backend", "precision", "spacing_mm",
+    "classes", "mask": [], "overlay", "areas", "frame", "lesions"}. The lesions are those of "frame", the one in which they are largest
+    together. "frames_missing" is 0 unless the file, cut off or damaged, declares so many more than could be read; numbers and times of those
+    behind a damaged place are then too small. In segmentation.json paths are kept as `segment_files` tells.
 
     Raises
     ------
@@ -85,7 +86,10 @@ def segment_video(
         with recording(out, [named], outputs, overwrite) as records:
             picture, table = (Path(out) / records.files[named][key] for key in ("overlay", "areas"))
             with replacing(table) as table_file, replacing(picture) as picture_file:
-                writer = cv2.VideoWriter(str(picture_file), cv2.VideoWriter.fourcc(*CODECS[suffix]), rate, (width, height))
+                written_rate = rate if suffix == ".avi" else _writable(rate)
+                writer = cv2.VideoWriter(
+                    str(picture_file), cv2.VideoWriter.fourcc(*CODECS[suffix]), written_rate, (width, height)
+                )
                 if not writer.isOpened():
                     raise InputError(f"{picture}: this OpenCV ({cv2.__version__}) has no encoder for it; name the input .avi")
                 try:
@@ -98,6 +102,7 @@ def segment_video(
                 "width": width,
                 "height": height,
                 "frames": summary["frames"],
+                "frames_missing": 0 if live or summary["frames"] == frames else _missing(capture, summary["frames"]),
                 "frame_rate": rate,
                 "weights": weights,
                 "backend": segmenter.backend.name,
@@ -234,6 +239,17 @@ def check_camera(camera: int) -> None:
 def _frame_rate(capture: cv2.VideoCapture) -> float:
     told = capture.get(cv2.CAP_PROP_FPS)
     return float(told) if 0 < told < 1000 else FRAME_RATE
+
+
+def _writable(rate: float) -> float:
+    """The rate as MPEG-4 holds it: a fraction of numbers up to 65535, which OpenCV takes from its decimals."""
+    return round(rate, 3 if rate < 65 else 2 if rate < 655 else 1)
+
+
+def _missing(capture: cv2.VideoCapture, read: int) -> int:
+    """How many frames a file declares beyond those that could be read. What some formats declare is an estimate: one in a hundred is none."""
+    missing = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) - read
+    return missing if missing > 1 + read // 100 else 0
 
 
 def _frames(capture: cv2.VideoCapture, rate: float, live: bool, most: int | None) -> Iterator[Frame]:

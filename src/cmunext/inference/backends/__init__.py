@@ -14,6 +14,7 @@ from cmunext.seal import check_seal
 
 DEVICES = ("cpu", "cuda", "tensorrt", "coreml", "directml")  # the last three through onnxruntime
 PRECISIONS = ("float32", "bfloat16")
+MOST_THREADS = 1024  # and streams
 GPU_BATCH = 8  # images at a time that keep a GPU busy; a CPU has enough to do with one
 
 # name -> (module, the suffixes of the weights files that it opens, first that of weights by name). The first backend that opens a
@@ -86,8 +87,8 @@ def open_weights(
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     for name, value in (("threads", threads), ("streams", streams)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
+        if value is not None and not 1 <= value <= MOST_THREADS:
+            raise UsageError(f"{name} is {value}; it must be in 1..{MOST_THREADS}")
     if not path.exists():
         raise UsageError(f"{path}: there is no such weights file; check the name")
     if path.is_dir():
@@ -98,12 +99,13 @@ def open_weights(
     if path.suffix.lower() not in BACKENDS[chosen][1]:
         opened = ", ".join(BACKENDS[chosen][1])
         raise UsageError(f"{path}: {chosen} opens {opened}; choose --backend auto, or give such a file of these weights")
-    if path.suffix.lower() == ".onnx":
-        check_seal(path)
+    sealed = path.suffix.lower() == ".onnx" and check_seal(path)
     if backend == "auto" and chosen == "onnxruntime" and device == "cpu":
         from cmunext.inference.backends import choice
 
         chosen, precision = choice.choose(path, threads, precision, streams, measure)
+    if chosen == "openvino" and not sealed:  # its reader does not survive every malformed file
+        backend_module("onnxruntime").load(path, as_it_stands=True)
     return backend_module(chosen).load(path, threads=threads, device=device, precision=precision, streams=streams)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import GPU_BATCH
-from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION, Port, check_signature, no_model
+from cmunext.inference.backends.signature import INPUT, OUTPUT, PRECISION, Port, check_signature, no_model, not_run
 from cmunext.metadata import Metadata
 
 Provider = tuple[str, Mapping[str, str]]
@@ -45,12 +45,18 @@ class OnnxBackend:
     name: str = "onnxruntime"
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Network input float32 N x C x h x w -> logits float32 N x K x h x w."""
+        """Network input float32 N x C x h x w -> logits float32 N x K x h x w. Raises InputError where the network does not take it."""
         size = self.session.get_inputs()[0].shape[0]
         if not isinstance(size, int) or size == len(batch):
-            return self.session.run([OUTPUT], {INPUT: batch})[0]
+            return self._run(batch)
         parts = np.split(batch, range(size, len(batch), size))  # the file was exported for batches of one size
-        return np.concatenate([self.session.run([OUTPUT], {INPUT: part})[0] for part in parts])
+        return np.concatenate([self._run(part) for part in parts])
+
+    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return self.session.run([OUTPUT], {INPUT: batch})[0]
+        except Exception as error:  # ONNX Runtime's own errors have no common base
+            raise not_run(batch.shape, error) from error
 
 
 def load(

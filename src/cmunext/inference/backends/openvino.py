@@ -1,5 +1,6 @@
 """Networks in the same ONNX files, run by OpenVINO: the faster runtime on Intel CPUs, in float32 or, where one asks for it, bfloat16."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunext.errors import InputError, UsageError
-from cmunext.inference.backends.signature import INPUT, PRECISION, Port, check_signature, no_model
+from cmunext.inference.backends.signature import INPUT, PRECISION, Port, check_signature, no_model, not_run
 from cmunext.metadata import Metadata
 
 try:
@@ -40,9 +41,17 @@ class OpenVinoBackend:
     streams: int
     name: str = "openvino"
     _queues: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # a queue has one callback
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Network input float32 N x C x h x w -> logits float32 N x K x h x w."""
+        """Network input float32 N x C x h x w -> logits float32 N x K x h x w. Raises InputError where the network does not take it."""
+        try:
+            with self._lock:
+                return self._run(batch)
+        except RuntimeError as error:  # what OpenVINO raises
+            raise not_run(batch.shape, error) from error
+
+    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         shape = (1, *batch.shape[1:])
         queue = self._queues.get(shape) or self._queues.setdefault(shape, self._compile(shape))
         logits: list[Any] = [None] * len(batch)
@@ -108,6 +117,8 @@ def load(
     metadata = Metadata.from_properties(properties, str(path))
     ports = {name: _port(port) for port in (*model.inputs, *model.outputs) for name in sorted(port.get_names())[:1]}
     check_signature(ports, metadata, path)
+    if not all(map(_is_finite, model.get_ops())):  # which its ReLU would hide
+        raise InputError(f"{path}: the network has weights that are not finite numbers; export it again")
     stated = properties.get(PRECISION, "float32")
     if stated != "float32" and asked is not None:
         raise UsageError(f"{path}: it computes in {stated}, not in {asked}; leave --precision out, or give float32 weights")
@@ -129,6 +140,11 @@ def _properties(model: Any) -> dict[str, str]:
     if not model.has_rt_info(FRAMEWORK):
         return {}
     return {name: str(value) for name, value in model.get_rt_info(FRAMEWORK).value.items()}
+
+
+def _is_finite(operator: Any) -> bool:
+    constant = operator.get_type_name() == "Constant" and operator.get_element_type().is_real()
+    return not constant or bool(np.isfinite(operator.data).all())
 
 
 def _port(port: Any) -> Port:

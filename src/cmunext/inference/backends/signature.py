@@ -25,6 +25,12 @@ def no_model(path: Path, reason: str) -> InputError:
     return InputError(f"{path}: it cannot be opened as an ONNX model ({reason}); copy or export it again")
 
 
+def not_run(shape: Sequence[int], error: Exception) -> InputError:
+    """What is raised when a runtime cannot run a network that it has opened on a batch of that shape."""
+    sizes, reason = " x ".join(map(str, shape[1:])), " ".join(str(error).split())[-160:]
+    return InputError(f"the network cannot be run on an input of {sizes} ({reason}); export its weights again")
+
+
 def check_signature(ports: Mapping[str, Port], metadata: Metadata, path: Path) -> None:
     """The model's one input and one output must be what its metadata promises; a size that the file leaves open fits anything.
 
@@ -41,6 +47,7 @@ def check_signature(ports: Mapping[str, Port], metadata: Metadata, path: Path) -
         fits = len(port.shape) == 4 and all(
             has is None or has == want for has, want in zip(port.shape[1:], promised, strict=True)
         )
+        fits = fits and port.shape[0] != 0
         if not fits or not port.is_float32:
             shape = ["N" if size is None else size for size in port.shape]
             raise InputError(

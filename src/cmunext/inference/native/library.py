@@ -8,10 +8,7 @@ from pathlib import Path
 from cmunext import compiled
 from cmunext.inference.native import VERSION
 
-SOURCES = tuple(
-    Path(__file__).parent / name
-    for name in ("engine.cpp", "tiles.h", "steps.h", "dense.h", "winograd.h", "threads.h", "layers.h", "map.h", "vectors.h")
-)
+SOURCES = (Path(__file__).parent / "engine.cpp", *sorted(Path(__file__).parent.glob("*.h")))
 FLAGS = (*compiled.FLAGS, "-pthread")
 VARIANTS = ((), ("-mno-amx-tile",))  # the first that builds and proves itself is kept; the second goes without the matrix unit
 PROOF = "cmunext.inference.native.proof"
@@ -23,8 +20,8 @@ def available() -> bool:
 
 
 def is_built() -> bool:
-    """Whether a library for this machine lies in the cache."""
-    return library_path().is_file()
+    """Whether a library for this machine lies in the cache, undamaged."""
+    return compiled.is_built(library_path())
 
 
 def library_path() -> Path:

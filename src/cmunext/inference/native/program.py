@@ -114,6 +114,10 @@ def build(model: onnx.ModelProto, name: str) -> Program:
         raise InputError(
             f"{name}: the native backend runs CMUNeXt, and this network has {problem}; choose --backend onnxruntime"
         ) from problem
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # no file of ours leads there
+        raise InputError(
+            f"{name}: the network in this file is damaged ({' '.join(str(error).split())[:160]}); export it again"
+        ) from error
 
 
 def _build(graph: onnx.GraphProto) -> Program:

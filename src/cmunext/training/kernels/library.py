@@ -11,20 +11,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.training.kernels import VERSION
 from cmunext.training.kernels.interface import declare
 
-SOURCES = tuple(
-    Path(__file__).parent / name
-    for name in (
-        "kernels.cpp",
-        "bottleneck.h",
-        "convolution.h",
-        "upsampling.h",
-        "norms.h",
-        "gelu.h",
-        "products.h",
-        "slices.h",
-        "numbers.h",
-    )
-)
+SOURCES = (Path(__file__).parent / "kernels.cpp", *sorted(Path(__file__).parent.glob("*.h")))
 # With g++ the threads are PyTorch's: the library of that name that it brought is the one in use.
 FLAGS = (*compiled.FLAGS, "-fopenmp")
 PROOF = "cmunext.training.kernels.proof"
