@@ -255,8 +255,11 @@ def test_a_network_of_ones_own_is_built_by_its_path(tmp_path: Path, monkeypatch:
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert create("own_network:tiny", in_channels=2, num_classes=5)(torch.zeros(1, 2, 4, 4)).shape == (1, 5, 4, 4)
-    with pytest.raises(UsageError, match="cannot be imported"):
-        create("own_network:huge")
+    for name in ("own_network:huge", ":tiny", ".own_network:tiny"):
+        with pytest.raises(UsageError, match="cannot be imported"):
+            create(name)
+    with pytest.raises(UsageError, match="which builds nothing"):
+        create("own_network:nn")
 
 
 def test_importing_the_networks_builds_nothing() -> None:

@@ -88,6 +88,8 @@ def test_settings() -> None:
         ("preprocessing.channels=hsv", "rgb, bgr, grey"),
         ("preprocessing.final_scale=0", "must be positive"),
         ("learning_rate=Infinity", "positive and finite"),
+        ("learning_rate=1" + "0" * 400, "learning_rate has a number of 401 digits"),
+        ("preprocessing.mean=[0,0,1" + "0" * 400 + "]", "preprocessing.mean has a number of 401 digits"),
         ("momentum=-1", r"momentum is -1.0; it must lie in \[0, 1\)"),
         ("momentum=NaN", r"\[0, 1\)"),
         ("weight_decay=-1", "weight_decay is -1.0; it must be finite and not negative"),

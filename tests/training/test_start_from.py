@@ -127,7 +127,21 @@ def test_going_on_is_exact_and_needs_the_same_start(dataset: Path, tmp_path: Pat
         run(dataset, tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"recipe": 3}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"recipe": 3}',
+        "{",
+        "[" * 10**5,
+        '{"recipe": {}, "threads": "x"}',
+        '{"recipe": {}, "threads": -3}',
+        '{"recipe": {}, "start": {}}',
+        '{"recipe": {}, "distillation": 5}',
+        '{"recipe": {}, "distillation": {"teachers": [{}]}}',
+    ],
+)
 def test_a_damaged_recipe_of_a_run_is_one_sentence(dataset: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text(content)

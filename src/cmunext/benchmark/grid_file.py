@@ -67,7 +67,7 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         raise UsageError(f"the grid {path} is not a file; give a JSON file that names datasets, recipes, networks and seeds")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); mend it there") from error
     reader = _Reader(path)
     root = reader.table(content, "the grid")

@@ -83,8 +83,11 @@ def _imported(name: str) -> Callable[..., nn.Module]:
     if not attribute:
         raise UsageError(f"there is no network {name!r}; choose one of {', '.join(BUILDERS)}, or module:callable")
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for names such as ".a" and ""
         raise UsageError(
             f"network {name!r} cannot be imported ({error}); give module:callable, the module in a folder of PYTHONPATH"
         ) from error
+    if not callable(found):
+        raise UsageError(f"network {name!r} is {found!r}, which builds nothing; give module:callable")
+    return found

@@ -82,6 +82,14 @@ def describe(teachers: Iterable[Ancestor], distill_weight: float, start: Ancesto
     return told
 
 
+def is_told(said: Mapping[str, Any]) -> bool:
+    """Whether what a file says of teachers and start has the form of `describe`."""
+    try:
+        return all(isinstance(one[key], str) for one in (*_teachers(said), *_start(said)) for key in ("file", "sha256"))
+    except (AttributeError, TypeError, LookupError):
+        return False
+
+
 def digests(told: Mapping[str, Any]) -> dict[str, Any]:
     """What of `describe` decides a run: the content of the files, by whatever name, and what the teachers weigh."""
     weight = told.get("distillation", {}).get("weight")

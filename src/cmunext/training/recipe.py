@@ -167,7 +167,7 @@ def named(name_or_file: str | os.PathLike[str]) -> Recipe:
         raise UsageError(f"there is no recipe {str(name_or_file)!r}; choose one of {', '.join(RECIPES)}, or a JSON file")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); a recipe is a JSON object such as a run's recipe.json") from error
     values = content.get("recipe", content) if isinstance(content, dict) else content
     if not isinstance(values, dict):
@@ -228,9 +228,16 @@ def _checked(old: Any, value: Any, name: str) -> Any:
             raise UsageError(f"the setting {name} is {value!r}; set its parts, such as {name}.{fields(old)[0].name}=...")
         return _replaced(old, value, f"{name}.")
     if isinstance(old, tuple) and isinstance(value, list) and all(isinstance(item, int | float) for item in value):
-        return tuple(float(item) for item in value)
+        return tuple(_float(item, name) for item in value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value, name)
     if type(value) is not type(old):
         raise UsageError(f"the setting {name} is {value!r}; it must be of the type of {old!r} ({type(old).__name__})")
     return value
+
+
+def _float(value: int | float, name: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UsageError(f"the setting {name} has a number of {len(str(value))} digits; give one that is finite") from error

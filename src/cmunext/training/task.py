@@ -12,7 +12,7 @@ import torch
 from cmunext import networks
 from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
-from cmunext.training import host
+from cmunext.training import host, lineage
 from cmunext.training.recipe import Recipe, from_dict
 
 RECIPE_FILE = "recipe.json"
@@ -64,10 +64,15 @@ def saved_run(task: Task) -> dict[str, Any] | None:
         raise UsageError(f"{task.out} already holds a run; add --resume to go on with it, or give another --out")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); give another --out") from error
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise InputError(f"{path} is damaged (it names no recipe); give another --out")
+    threads = content.get("threads", 0)
+    if type(threads) is not int or threads < 0:
+        raise InputError(f"{path} is damaged (threads is {threads!r}); give another --out")
+    if not lineage.is_told(content):
+        raise InputError(f"{path} is damaged (it names no teachers, or no start, where it should); give another --out")
     return content
 
 
