@@ -12,6 +12,7 @@ here; what cannot be measured stands in FACTS. The picture shows the worst of 64
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from cmunext.benchmark.worst import worst_of, write_worst
 from cmunext.data.dataset import load_cases
 from cmunext.data.layout import Layout
 from cmunext.demo import demonstrate
-from cmunext.errors import UsageError
+from cmunext.errors import InputError, UsageError
 from cmunext.export.onnx import export
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.segmenter import Segmenter
@@ -213,4 +214,7 @@ if __name__ == "__main__":
     parser.add_argument("validation_list", nargs="?", default="")
     parser.add_argument("--instead", type=Path)
     chosen = parser.parse_args()
-    bundle(**vars(chosen))
+    try:
+        bundle(**vars(chosen))
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -58,6 +58,22 @@ def test_the_same_network_agrees_and_truth_is_measured(layout: Layout) -> None:
     assert network.most == 4
 
 
+class WithBackground(Brightness):
+    """The same beside its opposite, as a background."""
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        lesion = super().__call__(batch)
+        return np.concatenate([-lesion, lesion], axis=1)
+
+
+def test_a_background_is_not_counted(layout: Layout) -> None:
+    both = replace(DISKS, arguments={"in_channels": 1, "num_classes": 2}, classes=("background", "lesion"))
+    samples = of_dataset(layout, layout.cases[:4], GREY, 1)
+    alone = compare(*(Segmenter(Brightness(level)) for level in (95 / 255, 0.5)), samples)
+    found = compare(*(Segmenter(WithBackground(level, metadata=both)) for level in (95 / 255, 0.5)), replace(samples, truth=None))
+    assert found.mask_iou == alone.mask_iou < 1
+
+
 def test_differences_are_told(layout: Layout) -> None:
     samples = of_dataset(layout, layout.cases[:4], GREY, 1)
     pixels = samples.images / 255
