@@ -1,6 +1,5 @@
 """The demonstration: phantoms of which the truth is known, segmented on the same road as any image, scored and drawn."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from cmunext.inference.segmenter import Segmenter
 from cmunext.metrics import count as count_pixels
 from cmunext.metrics import scores
 from cmunext.phantom import FIELD_WIDTH, simulate
-from cmunext.storage import write_json
+from cmunext.storage import read_json, write_json
 
 SUMMARY = "demo.json"
 TILE = (420, 349)  # of the contact sheet: width and height, pixels
@@ -110,7 +109,7 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: this is a file; name a folder for the demonstration")
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            ours = isinstance(json.loads((folder / SUMMARY).read_text(encoding="utf-8")), dict)
+            ours = isinstance(read_json(folder / SUMMARY), dict)
         except (OSError, ValueError):
             ours = False
         if not ours:

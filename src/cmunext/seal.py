@@ -48,12 +48,12 @@ def check_seal(path: Path) -> bool:
 
 def _entry(content: bytes) -> re.Match[bytes] | None:
     if content.startswith(_SAFETENSORS, 8):
-        return _JSON.search(content, 0, min(_header_end(content), len(content)))
+        return _JSON.search(content, 0, _header_end(content))
     return _PROTOBUF.search(content)
 
 
 def _header_end(content: bytes) -> int:
-    return 8 + int.from_bytes(content[:8], "little")
+    return min(8 + int.from_bytes(content[:8], "little"), len(content))
 
 
 def _digest(content: bytes, entry: re.Match[bytes]) -> str:

@@ -135,6 +135,14 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file in UTF-8. Raises OSError, and ValueError for what is none or is nested too deeply to be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(error) from error
+
+
 def json_bytes(text: str) -> bytes:
     """JSON as UTF-8. Of the names that a disk holds and that are no text in UTF-8, the odd bytes are escaped, as JSON has it."""
     return text.encode("utf-8", "backslashreplace")

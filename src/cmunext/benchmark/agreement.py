@@ -11,7 +11,7 @@ from cmunext.benchmark.store import CONFIG, Store
 from cmunext.data.layout import CLASSES, Layout, list_entries, resolve
 from cmunext.errors import InputError, UsageError
 from cmunext.metadata import unnamed_classes
-from cmunext.storage import file_sha256
+from cmunext.storage import file_sha256, read_json
 
 
 def plan_of(grid: Grid, cell: Cell) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def check_agreement(grid: Grid, cell: Cell, store: Store) -> None:
     if not path.is_file():
         return
     try:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = read_json(path)
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); delete its folder to run the cell again") from error
     absent = ("teachers", "start", "mean", *([] if isinstance(cell.start, Path) else ["start_sha256"]))  # unless planned
@@ -93,7 +93,7 @@ def check_run(cell: Cell, store: Store) -> None:
     path = run / "recipe.json"
     if not path.is_file():
         return
-    saved = json.loads(path.read_text("utf-8"))
+    saved = read_json(path)
     recipe = completed(cell.recipe, saved["arguments"]["num_classes"], saved["recipe"]["precision"])
     before = digests(saved)
     lists = (("train", cell.lists.train), ("validation", cell.lists.validation))

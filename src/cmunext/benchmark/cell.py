@@ -1,6 +1,5 @@
 """One cell of a grid: train (or average) what is not trained, score what is not scored, and keep what is small enough for a repository."""
 
-import json
 import logging
 import os
 import statistics
@@ -14,7 +13,7 @@ from cmunext.benchmark.agreement import check_run, plan_of
 from cmunext.benchmark.grid import Cell, External, Grid
 from cmunext.benchmark.store import CONFIG, FAILED, HISTORY, STEP, Store
 from cmunext.errors import InputError
-from cmunext.storage import write_bytes, write_json, write_text
+from cmunext.storage import read_json, write_bytes, write_json, write_text
 
 
 def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
@@ -120,7 +119,7 @@ def _train(grid: Grid, cell: Cell, store: Store, threads: int) -> bool:
 
 def _how_trained(run: Path) -> dict[str, Any]:
     """What a training's folder tells beside what was planned."""
-    trained = json.loads((run / "recipe.json").read_text("utf-8"))
+    trained = read_json(run / "recipe.json")
     return {
         "train_cases": len(trained["train"]),
         "validation_cases": len(trained["validation"]),

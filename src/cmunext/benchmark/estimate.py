@@ -11,6 +11,7 @@ from cmunext.benchmark.grid import Cell, Grid
 from cmunext.benchmark.store import STEP, Store
 from cmunext.data.layout import list_entries
 from cmunext.errors import InputError
+from cmunext.storage import read_json
 
 ASSUMED_RATE = 30e9  # multiply-accumulates a second and thread, where nothing was measured: a recent core with bfloat16
 TRAINING, SCORING = (
@@ -73,7 +74,7 @@ def _measured_step(store: Store, cell: Cell) -> float | None:
     if not path.is_file():
         return None
     try:
-        return float(json.loads(path.read_text("utf-8"))["seconds"])
+        return float(read_json(path)["seconds"])
     except (ValueError, KeyError, TypeError):  # damaged: as if it were not there
         return None
 

@@ -34,6 +34,7 @@ from typing import Any
 from cmunext.benchmark.grid import Cell, Dataset, External, Grid, ListPair
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.named_weights import weight_names, weights_path
+from cmunext.storage import read_json
 from cmunext.training import recipe as recipes
 from cmunext.training.recipe import Recipe
 
@@ -66,8 +67,8 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     if not path.is_file():
         raise UsageError(f"the grid {path} is not a file; give a JSON file that names datasets, recipes, networks and seeds")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); mend it there") from error
     reader = _Reader(path)
     root = reader.table(content, "the grid")

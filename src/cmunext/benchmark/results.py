@@ -11,7 +11,6 @@ external : `last` on another dataset, on which nothing was chosen.
 A value is there when every training it averages is there, else it is missing (None). It is never estimated.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from cmunext.data.duplicates import linked
 from cmunext.data.layout import list_entries, quote, resolve
 from cmunext.data.table import PATIENT_COLUMN, read_table
 from cmunext.errors import InputError
+from cmunext.storage import read_json
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def frames_per_second(path: Path | None) -> dict[str, float]:
     if path is None or not path.is_file():
         return {}
     try:
-        rows = json.loads(path.read_text("utf-8"))
+        rows = read_json(path)
         speeds: dict[str, float] = {}
         for row in rows:
             speeds[row["network"]] = max(speeds.get(row["network"], 0.0), 1000 / float(row["median_ms"]))

@@ -66,20 +66,18 @@ def compare(reference: Segmenter, exported: Segmenter, samples: Samples, batch: 
         to_mask = samples.preprocessing.to_mask
         masks += [(to_mask(one, size), to_mask(other, size)) for one, other in zip(expected, logits, strict=True)]
     ours, theirs = (np.stack(each) for each in zip(*masks, strict=True))  # N x K x h x w
-    truth = None if samples.truth is None else samples.truth.transpose(0, 3, 1, 2)  # NHWK -> NKHW
+    equal_pixels = float((ours == theirs).mean())
     kept = measured_classes(reference.metadata.classes)  # a background is easy, and would make up for the others
-
-    def mean_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-        return float(scores(count(a[:, kept], b[:, kept]))["iou"].mean())
-
+    ours, theirs = ours[:, kept], theirs[:, kept]
+    truth = None if samples.truth is None else samples.truth[..., kept].transpose(0, 3, 1, 2)  # NHWK -> NKHW
     return Report(
         source=samples.source,
         images=len(samples),
         max_abs_diff=difference / max(1.0, largest),
-        equal_pixels=float((ours == theirs).mean()),
-        mask_iou=mean_iou(ours, theirs),
-        iou_torch=None if truth is None else mean_iou(ours, truth),
-        iou_file=None if truth is None else mean_iou(theirs, truth),
+        equal_pixels=equal_pixels,
+        mask_iou=_mean_iou(ours, theirs),
+        iou_torch=None if truth is None else _mean_iou(ours, truth),
+        iou_file=None if truth is None else _mean_iou(theirs, truth),
     )
 
 
@@ -125,3 +123,7 @@ def require(report: Report, precision: str) -> None:
 def _expect(good: bool, what: str) -> None:
     if not good:
         raise InputError(f"the exported network gives {what}; nothing was written")
+
+
+def _mean_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float(scores(count(a, b))["iou"].mean())

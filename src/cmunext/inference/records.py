@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cmunext.errors import UsageError
-from cmunext.storage import alone_in, json_bytes, settle, write_bytes, write_json
+from cmunext.storage import alone_in, json_bytes, read_json, settle, write_bytes, write_json
 
 RECORDS = "segmentation.json"
 NOTES = ".segmentation-begun.json"  # of each source that is begun and not yet recorded {"source", "mask", "overlay", ...}
@@ -133,7 +133,7 @@ def _read(folder: Path, overwrite: bool) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        records, whole, found = json.loads(path.read_text(encoding="utf-8")), folder.resolve(), {}
+        records, whole, found = read_json(path), folder.resolve(), {}
         for record in records:
             source = Path(record["source"])
             identity = record["source"] if source.is_absolute() else _identity(source)
@@ -147,7 +147,7 @@ def _read(folder: Path, overwrite: bool) -> dict[str, Record]:
 
 def _read_notes(folder: Path) -> dict[str, Record]:
     try:
-        return {note["source"]: note for note in json.loads((folder / NOTES).read_text(encoding="utf-8")) if _names_of(note)}
+        return {note["source"]: note for note in read_json(folder / NOTES) if _names_of(note)}
     except (OSError, ValueError, TypeError, KeyError):  # most often it is not there
         return {}
 

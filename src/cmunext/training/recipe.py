@@ -12,6 +12,7 @@ from cmunext.data.augment import Augmentation
 from cmunext.errors import InputError, UsageError
 from cmunext.image import preprocess
 from cmunext.image.preprocess import Preprocessing
+from cmunext.storage import read_json
 
 CHOICES = {
     "loss": ("bce-dice", "boundary-dou"),
@@ -166,8 +167,8 @@ def named(name_or_file: str | os.PathLike[str]) -> Recipe:
     if not path.is_file():
         raise UsageError(f"there is no recipe {str(name_or_file)!r}; choose one of {', '.join(RECIPES)}, or a JSON file")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); a recipe is a JSON object such as a run's recipe.json") from error
     values = content.get("recipe", content) if isinstance(content, dict) else content
     if not isinstance(values, dict):

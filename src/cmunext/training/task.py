@@ -12,6 +12,7 @@ import torch
 from cmunext import networks
 from cmunext.errors import InputError, UsageError
 from cmunext.image.preprocess import Preprocessing
+from cmunext.storage import read_json
 from cmunext.training import host, lineage
 from cmunext.training.recipe import Recipe, from_dict
 
@@ -63,8 +64,8 @@ def saved_run(task: Task) -> dict[str, Any] | None:
     ):  # further processes find what the first wrote
         raise UsageError(f"{task.out} already holds a run; add --resume to go on with it, or give another --out")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); give another --out") from error
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise InputError(f"{path} is damaged (it names no recipe); give another --out")

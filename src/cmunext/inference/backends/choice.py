@@ -7,7 +7,6 @@ cannot be read or written, the only loss is a measurement.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -24,7 +23,7 @@ from cmunext.inference.backends import backend_module
 from cmunext.inference.native import library
 from cmunext.metrics import count, scores
 from cmunext.processor import cores, processor
-from cmunext.storage import cache_folder, write_json
+from cmunext.storage import cache_folder, read_json, write_json
 
 # Smallest mean IoU between the masks in bfloat16 and in float32 with which `auto` takes bfloat16. What is meant is 0.995 on patients, but
 # phantoms are easier: CMUNeXt-S, trained on BUSI, loses 0.0011 on 64 of them and 0.0038 on the 195 images of BUSI's first validation list.
@@ -173,8 +172,8 @@ def _file() -> Path:
 
 def _remembered() -> dict[str, Any]:
     try:
-        entries = json.loads(_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # not there or damaged: measured again
+        entries = read_json(_file())
+    except (OSError, ValueError):  # not there or damaged: measured again
         return {}
     return entries if isinstance(entries, dict) else {}
 

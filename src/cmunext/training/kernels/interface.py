@@ -37,12 +37,11 @@ class BottleneckGradients(ctypes.Structure):
 def declare(library: ctypes.CDLL) -> None:
     """Tell ctypes the types of the library's functions."""
     whole, large, address = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
-    gradients = BottleneckGradients
     signatures: tuple[tuple[Any, list[Any]], ...] = (
         (library.cmunext_norm, [*[whole] * 3, address, large, Norm, whole, address, whole]),
         (library.cmunext_norm_gradient, [whole, whole, address, address, large, Norm, whole, *[address] * 3, whole]),
         (library.cmunext_bottleneck, [address, large, Bottleneck, address, whole]),
-        (library.cmunext_bottleneck_gradient, [*[address] * 2, large, Bottleneck, address, gradients, whole]),
+        (library.cmunext_bottleneck_gradient, [*[address] * 2, large, Bottleneck, address, BottleneckGradients, whole]),
         (library.cmunext_upsampling, [whole, address, address, *[whole] * 4, address, whole]),
         (library.cmunext_upsampling_gradient, [whole, address, *[whole] * 4, address, address, whole]),
         (library.cmunext_convolution_gradient, [*[address] * 2, Convolution, *[address] * 2, whole]),
