@@ -32,10 +32,13 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_packed_dataset_gives_the_same_cases(tmp_path):
     write_dataset(tmp_path / "data", classes=2, side=300)
+    with_returns = (tmp_path / "data/val.txt").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "data/val.txt").write_bytes(with_returns)
     zoo.pack(tmp_path / "data", tmp_path / "data.npz")
     zoo.unpack(tmp_path / "data.npz", tmp_path / "back")
     before, after = (Layout.open(tmp_path / folder) for folder in ("data", "back"))
     assert after.read_list(Path("val.txt")) == before.read_list(Path("val.txt"))
+    assert (tmp_path / "back/val.txt").read_bytes() == with_returns, "cells know a list by its SHA-256"
     ours, theirs = (load_cases(layout, layout.cases, Preprocessing()) for layout in (after, before))
     assert ours.names == theirs.names
     np.testing.assert_array_equal(ours.images, theirs.images)

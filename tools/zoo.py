@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +38,8 @@ def pack(dataset: Path, file: Path) -> None:
     layout = Layout.open(dataset)
     cases = load_cases(layout, layout.cases, Preprocessing(height=SIDE, width=SIDE))
     grey = bool((cases.images == cases.images[..., :1]).all())
-    lists = {path.name: path.read_text("utf-8") for path in sorted(dataset.glob("*.txt"))}
+    # bytes as they are, for cells name a list by its SHA-256
+    lists = {path.name: path.read_bytes().decode("utf-8", "surrogateescape") for path in sorted(dataset.glob("*.txt"))}
     np.savez_compressed(
         file,
         names=np.array(cases.names),
@@ -65,20 +65,21 @@ def _table(dataset: Path, digests: dict[str, str]) -> str:
 
 def unpack(file: Path, dataset: Path) -> None:
     """Write the dataset folder that `pack` read, at 256 x 256."""
+    from cmunext.image.files import write_image
+    from cmunext.storage import write_bytes, write_text
+
     with np.load(file, allow_pickle=False) as stored:
         names, images, classes = stored["names"], stored["images"], int(stored["classes"])
         shape = (len(names), SIDE, SIDE, classes)
         masks = np.unpackbits(stored["masks"], count=int(np.prod(shape))).reshape(shape)
         lists, table = json.loads(str(stored["lists"])), str(stored["table"])
-    for folder in ("images", *(f"masks/{number}" for number in range(classes))):
-        (dataset / folder).mkdir(parents=True, exist_ok=True)
     for name, image, mask in zip(names, images, masks, strict=True):
-        cv2.imwrite(str(dataset / "images" / f"{name}.png"), image if image.ndim == 2 else image[..., ::-1])
+        write_image(dataset / "images" / f"{name}.png", image)
         for number in range(classes):
-            cv2.imwrite(str(dataset / "masks" / str(number) / f"{name}.png"), 255 * mask[..., number])
+            write_image(dataset / "masks" / str(number) / f"{name}.png", 255 * mask[..., number])
     for name, text in lists.items():
-        (dataset / name).write_text(text, "utf-8")
-    (dataset / "cases.csv").write_text(table, "utf-8")
+        write_bytes(dataset / name, text.encode("utf-8", "surrogateescape"))
+    write_text(dataset / "cases.csv", table)
 
 
 def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int:
