@@ -53,6 +53,24 @@ def test_image_and_mask_move_together() -> None:
         assert set(np.unique(moved)) <= {0, 1}
 
 
+def test_what_is_moved_in_is_background() -> None:
+    """Every pixel belongs to one class before, so it does after; without a background what is moved in belongs to none."""
+    moved = Augmentation(affine=1.0, rotation=30, scale=1.5, shift=0.2)
+    mask = np.zeros((64, 48, 2), np.uint8)
+    mask[20:40, 10:30, 0] = 1
+    mask[..., 1] = 1 - mask[..., 0]
+    moved_in = 0
+    for seed in range(20):
+        changed = [
+            augment(mask[..., :1], mask[None], moved, np.random.default_rng(seed), beyond)[1]
+            for beyond in (np.array([0, 1], np.uint8), 0)
+        ]
+        np.testing.assert_array_equal(changed[0].sum(-1), 1)
+        np.testing.assert_array_equal(changed[0][..., 0], changed[1][..., 0])
+        moved_in += int((changed[1].sum(-1) == 0).sum())
+    assert moved_in > 20 * 64
+
+
 def test_shifts_are_shares_of_each_side() -> None:
     moved = Augmentation(rotate90=0, flip=0, affine=1.0, rotation=0, scale=1.0, shift=0.25)
     mask = np.zeros((1, 32, 128, 1), np.uint8)

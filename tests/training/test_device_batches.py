@@ -55,7 +55,9 @@ def test_without_a_warp_every_pixel_is_the_same(cases: Cases, settings: list[str
             assert torch.equal(ours, theirs)
 
 
-def test_with_a_warp_images_agree_but_for_the_interpolation(cases: Cases) -> None:
+@pytest.mark.parametrize("classes", [("0", "1"), ("0", "background")])
+def test_with_a_warp_images_agree_but_for_the_interpolation(cases: Cases, classes: tuple[str, str]) -> None:
+    cases = replace(cases, classes=classes)
     recipe = with_settings(DEFAULT, ["batch_size=4", *AFFINE])
     for epoch in range(4):
         (host, host_masks), (device, device_masks) = both(cases, recipe, epoch)

@@ -97,9 +97,16 @@ def draw(augmentation: Augmentation, size: tuple[int, int], generator: np.random
 
 
 def augment(
-    image: NDArray[np.uint8], masks: NDArray[np.uint8], augmentation: Augmentation, generator: np.random.Generator
+    image: NDArray[np.uint8],
+    masks: NDArray[np.uint8],
+    augmentation: Augmentation,
+    generator: np.random.Generator,
+    beyond: NDArray[np.uint8] | int = 0,
 ) -> View:
-    """One training view: image H x W x C and mask variants V x H x W x K (see `dataset.Cases`) -> H x W x C and H x W x K."""
+    """One training view: image H x W x C and mask variants V x H x W x K (see `dataset.Cases`) -> H x W x C and H x W x K.
+
+    beyond : uint8 K, the classes of what is moved in from beyond the edge, which is black; 0 for none.
+    """
     height, width = image.shape[:2]
     change = draw(augmentation, (height, width), generator)
     mask = masks[mask_variant(change, len(masks))]
@@ -111,7 +118,7 @@ def augment(
     if change.matrix is not None:
         warp = partial(cv2.warpAffine, M=change.matrix, dsize=(width, height), borderMode=cv2.BORDER_CONSTANT)
         image = warp(image, flags=cv2.INTER_LINEAR).reshape(image.shape)
-        mask = warp(mask, flags=cv2.INTER_NEAREST).reshape(mask.shape)
+        mask = warp(mask ^ beyond, flags=cv2.INTER_NEAREST).reshape(mask.shape) ^ beyond
     if change.levels is not None:
         image = change.levels[image]
     if change.noise:

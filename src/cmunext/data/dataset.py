@@ -19,7 +19,7 @@ from cmunext.data.table import ORIGINAL_COLUMN, dataset_table
 from cmunext.errors import InputError
 from cmunext.image.files import read_image, read_mask
 from cmunext.image.preprocess import Preprocessing
-from cmunext.metadata import image_digest
+from cmunext.metadata import BACKGROUND, image_digest
 from cmunext.storage import cache_folder, replacing
 
 CACHE_VERSION = 3  # goes up when the same files would give other arrays
@@ -47,6 +47,11 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def beyond(self) -> NDArray[np.uint8]:
+        """uint8 K of 0 and 1: what lies beyond the edge of an image belongs to the class called background, if there is one."""
+        return np.array([name == BACKGROUND for name in self.classes], np.uint8)
 
     @property
     def digest(self) -> str:

@@ -108,7 +108,8 @@ def _training_view(cases: Cases, index: int, recipe: Recipe, epoch: int) -> View
 
 
 def _augmented(cases: Cases, index: int, recipe: Recipe, epoch: int) -> View:
-    return augment(cases.images[index], cases.masks[index], recipe.augmentation, view_generator(recipe, epoch, index))
+    generator = view_generator(recipe, epoch, index)
+    return augment(cases.images[index], cases.masks[index], recipe.augmentation, generator, cases.beyond)
 
 
 class Normalise:

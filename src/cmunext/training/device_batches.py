@@ -66,6 +66,7 @@ class DeviceBatches:
         self.device = device
         self.images = torch.from_numpy(cases.images).to(device)  # N x H x W x C
         self.masks = torch.from_numpy(cases.masks).to(device)  # N x V x H x W x K
+        self.beyond = torch.from_numpy(cases.beyond).to(device)
         self._background = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[_Drawn]] | None = None
 
@@ -124,7 +125,8 @@ class DeviceBatches:
         chosen = self._moved(indices)
         grid = self._grid(self._moved(drawn.sampling[indices]))
         images = _sampled(self.images[chosen], grid, "bilinear")
-        masks = _sampled(self.masks[chosen, self._moved(drawn.variants[indices])], grid, "nearest")
+        masks = self.masks[chosen, self._moved(drawn.variants[indices])] ^ self.beyond  # so that 0 is right beyond the edge
+        masks = _sampled(masks, grid, "nearest") ^ self.beyond
         levels = self._moved(drawn.levels[indices])
         images = torch.gather(levels, 1, images.flatten(1).long()).view_as(images)
         if drawn.noise[indices].any():
