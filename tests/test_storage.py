@@ -29,6 +29,27 @@ def test_what_the_disk_did_not_take_is_an_error(number: int, tmp_path: Path, mon
     assert raised.value.errno == number
 
 
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    (tmp_path / "file.txt").write_bytes(b"0")
+    with pytest.raises(OSError, match=r"No space left on device: .*file\.txt"):
+        storage.write_bytes(tmp_path / "file.txt", b"1")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"0"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("weights.safetensors", ".hidden", "a.part"):
+        (tmp_path / name).write_bytes(b"")
+    with storage.replacing(tmp_path / "weights.safetensors") as temporary:
+        storage.remove_partial(tmp_path)
+        assert not temporary.exists()
+        temporary.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.part", "weights.safetensors"]
+
+
 @pytest.mark.parametrize("system", [System(errno.ENOSYS), System(errno.EPERM), object()])
 def test_where_the_system_does_not_wait_nothing_is_wrong(system: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: system)

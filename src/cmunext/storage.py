@@ -58,9 +58,17 @@ def _renamed(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk does not say what it did not take
+            error.filename = str(target)
         raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder. Raises OSError."""
+    for path in list(folder.glob(".*.part*")):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

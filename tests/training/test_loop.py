@@ -20,6 +20,7 @@ from cmunext.benchmark.evaluate import evaluate
 from cmunext.cli.main import main
 from cmunext.data.layout import Layout
 from cmunext.inference.segmenter import Segmenter
+from cmunext.storage import alone_in
 from cmunext.training.step import average_of
 
 SETTINGS = ("epochs=3", "size=32", "batch_size=5", "learning_rate=0.05", "freeze_batch_statistics=true", "precision=32-true")
@@ -225,6 +226,21 @@ def test_a_run_that_has_no_checkpoint_says_what_it_is_begun_anew_with(run, tmp_p
             path.unlink() if path.is_file() else shutil.rmtree(path)
     assert run(tmp_path / "data", tmp_path / "run", "--network", "tests.tiny_training:three_layers", "--resume").code == 0
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["network"] == "tests.tiny_training:three_layers"
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_what_a_killed_one_left_is_removed(run, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    out = tmp_path / "run"
+    assert run(tmp_path / "data", out).code == 0
+    left = out / ".last-0123456789abcdef.part.ckpt"
+    left.touch()
+    with alone_in(out):
+        refused = run(tmp_path / "data", out, "--resume")
+    assert refused.code == 2
+    assert f"another training is at work in {out}" in refused.told
+    assert left.exists()
+    assert run(tmp_path / "data", out, "--resume").code == 0
+    assert not left.exists()
 
 
 def test_what_was_there_stays_when_a_run_begun_anew_fails(run, tmp_path: Path) -> None:

@@ -68,9 +68,7 @@ def test_killed_anywhere_ends_bit_identical(unbroken, tmp_path: Path, kills: int
     hits = killed_and_resumed(root / "data", tmp_path / "run", [moments.uniform(0.3, 1.0) * seconds for _ in range(kills)])
     assert hits, "no kill came before the end"
     assert digests(tmp_path / "run") == expected
-    left = {path.name for path in (tmp_path / "run").iterdir()} - {path.name for path in (root / "unbroken").iterdir()}
-    assert all(name.startswith(".") and ".part" in name for name in left), f"a kill leaves temporary files at most, not {left}"
-    assert len(left) <= hits, "a kill leaves one temporary file at most"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in (root / "unbroken").iterdir()}
 
 
 def test_interrupt_saves_within_the_epoch_and_says_how_to_go_on(unbroken, tmp_path: Path) -> None:
@@ -118,7 +116,11 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(unbroken, tmp_path: P
 
 def test_a_run_is_not_touched_without_resume_nor_with_another_recipe(unbroken) -> None:
     root, expected, _ = unbroken
-    for rank in ({}, {"LOCAL_RANK": "0", "RANK": "0"}):  # also the first process of a launcher
+    for rank in (
+        {},
+        {"LOCAL_RANK": "0", "RANK": "0"},
+        {"SLURM_PROCID": "1"},
+    ):  # also a launcher's first process, and one of many tasks
         call, environment = command(root / "data", root / "unbroken"), {**os.environ, **rank}
         again = subprocess.run(call, capture_output=True, text=True, env=environment)
         assert again.returncode == 2

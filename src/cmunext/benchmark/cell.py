@@ -13,7 +13,7 @@ from cmunext.benchmark.agreement import check_run, plan_of
 from cmunext.benchmark.grid import Cell, External, Grid
 from cmunext.benchmark.store import CONFIG, FAILED, HISTORY, STEP, Store
 from cmunext.errors import InputError
-from cmunext.storage import read_json, write_bytes, write_json, write_text
+from cmunext.storage import read_json, remove_partial, write_bytes, write_json, write_text
 
 
 def run_cell(grid: Grid, cell: Cell, out: Path, threads: int) -> bool:
@@ -226,6 +226,6 @@ def _use_threads(threads: int) -> None:
 
 def sweep(out: Path) -> None:
     """Remove the temporary files that killed processes left in the folders of cells, tables and figures."""
-    for pattern in ("cells/*/.*.part*", "runs/*/.*.part*", "tables/.*.part*", "figures/.*.part*"):
-        for path in list(out.glob(pattern)):
-            path.unlink(missing_ok=True)
+    for pattern in ("cells/*", "runs/*", "tables", "figures"):
+        for folder in out.glob(pattern):
+            remove_partial(folder)

@@ -5,7 +5,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cmunext.data.dataset import Cases, load_cases
 from cmunext.data.layout import CLASSES, Layout
 from cmunext.errors import InputError, UsageError
 from cmunext.metadata import BACKGROUND, LEARNT_FROM, Metadata, unnamed_classes
-from cmunext.storage import write_json
+from cmunext.storage import alone_in, remove_partial, write_json
 from cmunext.training import distill, host, lineage
 from cmunext.training.board import FOLDER as BOARD
 from cmunext.training.board import Board
@@ -106,24 +106,14 @@ def train(task: Task, reporter: Reporter) -> Progress:
 
     identity = _identity(task.network, arguments, recipe, cases, descent)
     provenance = _provenance(task, recipe, cases, ancestors) | descent
-    before = set(task.out.iterdir()) if task.out.is_dir() else set()
-    if fabric.is_global_zero:
-        task.out.mkdir(parents=True, exist_ok=True)
-        if not (task.out / CHECKPOINT).is_file():  # what was begun and got nowhere may have been something else
-            write_json(
-                task.out / RECIPE_FILE,
-                {
-                    **{"network": task.network, "arguments": arguments},
-                    **{"recipe": recipe.to_dict(), "classes": layout.class_names},
-                    **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
-                    **descent,
-                    **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},
-                    "versions": {"cmunext": cmunext.__version__, "torch": torch.__version__, "python": platform.python_version()},
-                },
-            )
-    fabric.barrier()
-
-    board = Board(task.out, fabric.is_global_zero)
+    description = {
+        **{"network": task.network, "arguments": arguments},
+        **{"recipe": recipe.to_dict(), "classes": layout.class_names},
+        **{"dataset": str(task.dataset), "train": train_names, "validation": validation_names},
+        **descent,
+        **{"threads": torch.get_num_threads(), "devices": task.devices, "device": fabric.device.type},
+        "versions": {"cmunext": cmunext.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
 
     def keep(file: str, kept: nn.Module, row: dict, what: str) -> None:
         training = {
@@ -145,11 +135,20 @@ def train(task: Task, reporter: Reporter) -> Progress:
         if average is not None:
             keep(AVERAGE, average, row, "average of weights (EMA) at the last epoch")
 
-    def told(row: dict) -> None:
-        board.add(row)
-        reporter.epoch(row)
+    responsible = fabric.is_global_zero
+    with (
+        _held(task.out, responsible),
+        closing(Board(task.out, responsible)) as board,
+        stop_requests(reporter.say) as stop,
+    ):
+        if responsible and not (task.out / CHECKPOINT).is_file():  # what was begun and got nowhere may have been something else
+            write_json(task.out / RECIPE_FILE, description)
+        fabric.barrier()
 
-    with stop_requests(reporter.say) as stop, _taking_back(task.out, before, fabric.is_global_zero), closing(board):
+        def told(row: dict) -> None:
+            board.add(row)
+            reporter.epoch(row)
+
         hooks = Hooks(
             step=reporter.step,
             epoch=told,
@@ -163,20 +162,31 @@ def train(task: Task, reporter: Reporter) -> Progress:
 
 
 @contextmanager
-def _taking_back(run: Path, before: set[Path], responsible: bool) -> Iterator[None]:
-    """When a run fails before there is anything to go on from, remove what it wrote and was not there `before`, so that the folder takes
-    the corrected command."""
-    try:
-        yield
-    except Exception:
-        if responsible and not (run / CHECKPOINT).is_file():
-            for path in {run / name for name in (RECIPE_FILE, HISTORY, BEST)} - before:
-                path.unlink(missing_ok=True)
-            if run / BOARD not in before:
-                shutil.rmtree(run / BOARD, ignore_errors=True)
-            with suppress(OSError):  # something else lies there
-                run.rmdir()
-        raise
+def _held(run: Path, responsible: bool) -> Iterator[None]:
+    """Hold a run's folder against a second training, and clear it of what a killed one left half-written.
+
+    When this one fails before there is anything to go on from, what it wrote and was not there before is removed, so that the folder
+    takes the corrected command.
+    """
+    with ExitStack() as held:
+        if responsible:
+            try:
+                held.enter_context(alone_in(run, wait=False))
+            except BlockingIOError as error:
+                raise UsageError(f"another training is at work in {run}; wait for it, or give another --out") from error
+            remove_partial(run)
+            before = set(run.iterdir())
+        try:
+            yield
+        except Exception:
+            if responsible and not (run / CHECKPOINT).is_file():
+                for path in {run / name for name in (RECIPE_FILE, HISTORY, BEST)} - before:
+                    path.unlink(missing_ok=True)
+                if run / BOARD not in before:
+                    shutil.rmtree(run / BOARD, ignore_errors=True)
+                with suppress(OSError):  # something else lies there
+                    run.rmdir()
+            raise
 
 
 def _threads(task: Task, saved: dict[str, Any] | None, reporter: Reporter) -> int:

@@ -59,9 +59,8 @@ def saved_run(task: Task) -> dict[str, Any] | None:
         if task.out.exists() and (not task.out.is_dir() or any(task.out.iterdir())) and not task.resume:
             raise UsageError(f"{task.out} exists and is no run; give another --out")
         return None
-    if not task.resume and not any(
-        os.environ.get(name, "0") != "0" for name in RANKS
-    ):  # further processes find what the first wrote
+    further = task.devices > 1 and any(os.environ.get(name, "0") != "0" for name in RANKS)
+    if not task.resume and not further:  # further processes find what the first wrote
         raise UsageError(f"{task.out} already holds a run; add --resume to go on with it, or give another --out")
     try:
         content = read_json(path)
