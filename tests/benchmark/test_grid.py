@@ -64,6 +64,11 @@ def test_cells_are_laid_out_in_order_with_overrides(tmp_path):
         ({"device": "tpu"}, "choose one of auto, cpu, cuda"),
         ({"recipes": {"x": {"set": {"epoch": 3}}}}, "no setting 'epoch'"),
         ({"recipes": {"x": {"base": "best"}}}, "no recipe"),
+        ({"recipes": {"x": {"base": ["strong"]}}}, "give it as text"),
+        (
+            {"datasets": {"d": {"root": "data", "lists": {"1": {"train": "a", "val": "b"}}, "u_score": ["a", 1]}}},
+            "two rising IoUs",
+        ),
         ({"recipes": {"x": {"set": {"seed": 3}}}}, "has seed, .* give it as the grid's `seeds`"),
         ({"networks": {"x": {"network": ONE, "set": {"name": "y"}}}}, "has name"),
         ({"networks": {"x": {"size": 3}}}, "unknown entry 'size'"),

@@ -40,10 +40,12 @@ def test_a_gelu_in_bfloat16_is_as_exact_as_pytorchs_and_another_way() -> None:
     plain = gelu(x.bfloat16())
     with host.FastLayers(None):
         fast, module, tanh = gelu(x.bfloat16()), nn.GELU()(x.bfloat16()), gelu(x, approximate="tanh")
+        by_name = gelu(input=x.bfloat16())
     errors = [float((some.double() - exact).abs().max()) for some in (fast, plain)]
     assert errors[0] <= 1.01 * errors[1]
     assert torch.equal(fast, module)
     assert fast.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(tanh, gelu(x, approximate="tanh"))
+    assert torch.equal(by_name, plain), "a call that is not the usual one is PyTorch's own"
     if torch.backends.mkldnn.is_available() and host.has_bfloat16():
         assert not torch.equal(fast, plain), "the last bits tell that oneDNN was at work"

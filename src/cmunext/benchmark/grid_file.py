@@ -223,8 +223,12 @@ class _Reader:
         lists = tuple(self.pair(pair, one, root) for pair, one in self.named(entry, "lists"))
         external = self.table(entry.pop("external", {}), f"datasets.{name}.external")
         groups, limits = entry.pop("groups", None), entry.pop("u_score", None)
-        if limits is not None and not (isinstance(limits, list) and len(limits) == 2 and 0 <= limits[0] < limits[1] <= 1):
-            raise UsageError(f"u_score of {name} in {self.file} is {limits!r}; give two rising IoUs, such as [0.5838, 0.7063]")
+        if limits is not None:
+            numbers = isinstance(limits, list) and len(limits) == 2 and all(type(one) in (int, float) for one in limits)
+            if not (numbers and 0 <= limits[0] < limits[1] <= 1):
+                raise UsageError(
+                    f"u_score of {name} in {self.file} is {limits!r}; give two rising IoUs, such as [0.5838, 0.7063]"
+                )
         dataset = Dataset(
             name,
             root,
@@ -287,7 +291,7 @@ class _Reader:
         by = tuple((str(one["recipe"]), str(one["network"])) for one in teachers)
         if taught == [] or len(set(by)) < len(by):
             raise UsageError(f"teachers of recipes.{name} in {self.file} is {taught!r}; give at least one, and each once")
-        chosen = recipes.with_settings(recipes.named(base if base in recipes.RECIPES else self.path(base)), settings)
+        chosen = recipes.with_settings(recipes.named(base if base in tuple(recipes.RECIPES) else self.path(base)), settings)
         return _RecipeEntry(chosen, networks, by, self.start(name, start) if start is not None else None)
 
     def start(self, name: str, start: Any) -> Path | str:

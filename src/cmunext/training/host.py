@@ -74,7 +74,7 @@ class FastLayers(TorchFunctionMode):
                 return self._layers(function, *args)
         if function is conv2d and self.library and len(args) > 1:
             return trained_conv2d(self.library, *args, **kwargs)
-        if function is gelu and kwargs.get("approximate", "none") == "none" and _lies_channels_last(args[0]):
+        if function is gelu and args and kwargs.get("approximate", "none") == "none" and _lies_channels_last(args[0]):
             return gelu(args[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return function(*args, **kwargs)
 
