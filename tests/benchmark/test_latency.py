@@ -93,7 +93,7 @@ def test_weights_by_name_that_are_safetensors_only(tmp_path: Path, monkeypatch: 
     (prepared,), troubles = prepare_all(["mine"], {"torch"}, tmp_path / "made", lambda text: None)
     assert troubles == []
     assert prepared.files == {"torch": path}
-    assert prepared.preprocessing == preprocessing
+    assert prepared.metadata.preprocessing == preprocessing
     with pytest.raises(UsageError, match=r"no weights 'other'; .* weights are .*\bmine\b"):
         prepare_all(["other"], {"torch"}, tmp_path / "made", lambda text: None)
 
@@ -138,16 +138,19 @@ def test_a_network_with_random_weights_has_the_statistics_of_its_images() -> Non
     assert all(0.5 < spread < 2 for spread in seen.values())  # one, up to the images that the statistics have not seen
 
 
-def test_agreement_is_that_of_logits_and_of_masks_at_the_images_size() -> None:
+@pytest.mark.parametrize("classes", [("lesion",), ("background", "lesion")])
+def test_agreement_is_that_of_logits_and_of_masks_at_the_images_size(classes: tuple[str, ...]) -> None:
     from cmunext.image.preprocess import Preprocessing
+    from cmunext.metadata import Metadata
 
-    preprocessing = Preprocessing(height=4, width=4)
-    expected = np.full((2, 1, 4, 4), -1, np.float32)
-    expected[0, 0, :2] = 1
+    arguments = {"in_channels": 3, "num_classes": len(classes)}
+    metadata = Metadata("cmunext-s", arguments, Preprocessing(height=4, width=4), classes)
+    expected = np.full((2, len(classes), 4, 4), -1, np.float32)
+    expected[0, -1, :2] = 1
     other = expected.copy()
-    other[0, 0, 1] = -2
+    other[0, -1, 1] = -2
     pixels = [np.zeros((4, 4), np.uint8)] * 2
-    difference, iou = latency._agreement(expected, other, preprocessing, pixels)
+    difference, iou = latency._agreement(expected, other, metadata, pixels)
     assert difference == 3
     assert iou == pytest.approx((4 / 8 + 1) / 2)  # half of the first mask, and both empty in the second
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from cmunext.benchmark.latency_files import Prepared, prepare_all
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_image
-from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.native import library
+from cmunext.metadata import Metadata, measured_classes
 from cmunext.metrics import count, scores
 from cmunext.phantom import simulate
 
@@ -188,7 +188,7 @@ def _start(
     """Every configuration's process, ready; and a sentence for each (network, backend, precision) that did not get there."""
     workers, troubles = [], {}
     for number, network in enumerate(prepared):
-        preprocessing = network.preprocessing
+        preprocessing = network.metadata.preprocessing
         inputs, logits = folder / f"{number}-inputs.npy", folder / f"{number}-logits.npy"
         np.save(inputs, np.concatenate([preprocessing.to_input(image) for image in pixels]))
         reference = "torch" if "torch" in network.files and find_spec("torch") else "onnxruntime"
@@ -209,7 +209,7 @@ def _start(
                 troubles[network.name, backend, precision] = f"{network.name} with {backend} in {precision}: {ready['error']}"
                 continue
             _answer(process, network.name)
-            difference, iou = _agreement(expected, np.load(logits), preprocessing, pixels)
+            difference, iou = _agreement(expected, np.load(logits), network.metadata, pixels)
             size = network.files[backend].stat().st_size
             unknown = float("nan")
             template = Row(
@@ -266,10 +266,12 @@ def _take_turns(workers: Sequence[_Worker], turns: int, progress: Progress) -> N
 def _agreement(
     expected: NDArray[np.float32],
     logits: NDArray[np.float32],
-    preprocessing: Preprocessing,
+    metadata: Metadata,
     pixels: Sequence[NDArray[np.uint8]],
 ) -> tuple[float, float]:
+    """The largest difference of logits, and the mean IoU of masks; without a background, which would make up for the other classes."""
+    to_mask, kept = metadata.preprocessing.to_mask, measured_classes(metadata.classes)
     ious: list[float] = []
     for first, second, image in zip(expected, logits, pixels, strict=True):
-        ious += scores(count(*(preprocessing.to_mask(each, image.shape[:2]) for each in (first, second))))["iou"].tolist()
+        ious += scores(count(*(to_mask(each, image.shape[:2])[kept] for each in (first, second))))["iou"].tolist()
     return float(np.abs(expected - logits).max()), float(np.mean(ious))

@@ -28,7 +28,7 @@ class Prepared:
 
     name: str
     files: dict[str, Path]
-    preprocessing: Preprocessing
+    metadata: Metadata
 
 
 def prepare_all(
@@ -49,7 +49,7 @@ def prepare_all(
             except InputError as error:
                 troubles.append(f"{name}: {error}")
         opened = {backend: files[_form(backend)] for backend in BACKENDS if _form(backend) in files}
-        prepared.append(Prepared(name, opened, _preprocessing(files)))
+        prepared.append(Prepared(name, opened, _metadata(files)))
     return prepared, troubles
 
 
@@ -136,11 +136,11 @@ def _export(weights: Path, path: Path) -> Path:
     return path
 
 
-def _preprocessing(files: dict[str, Path]) -> Preprocessing:
+def _metadata(files: dict[str, Path]) -> Metadata:
     if "onnx" in files:
         from cmunext.inference.backends import onnx
 
-        return onnx.load(files["onnx"]).metadata.preprocessing
+        return onnx.load(files["onnx"]).metadata
     from cmunext.weights import load
 
-    return load(files["torch"]).preprocessing
+    return load(files["torch"]).metadata

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cmunext.errors import InputError, UsageError
 from cmunext.inference.backends import backend_module
 from cmunext.inference.native import library
+from cmunext.metadata import measured_classes
 from cmunext.metrics import count, scores
 from cmunext.processor import cores, processor
 from cmunext.storage import cache_folder, read_json, write_json
@@ -111,10 +112,11 @@ def measure(path: Path, threads: int | None) -> Measurement:
     images = [preprocessing.to_input(simulate(seed, height, width)[0]) for seed in range(PHANTOMS)]
     times = _interleaved({name: partial(backend, images[0]) for name, backend in running.items()})
     size = (preprocessing.height, preprocessing.width)
-    exact = [preprocessing.to_mask(reference(image)[0], size) for image in images]
+    kept = measured_classes(reference.metadata.classes)  # a background is easy, and would make up for the others
+    exact = [preprocessing.to_mask(reference(image)[0], size)[kept] for image in images]
     agreement = {
         name: _agreement(
-            [(mask, preprocessing.to_mask(backend(image)[0], size)) for mask, image in zip(exact, images, strict=True)]
+            [(mask, preprocessing.to_mask(backend(image)[0], size)[kept]) for mask, image in zip(exact, images, strict=True)]
         )
         for name, backend in running.items()
         if name.endswith("bfloat16")
