@@ -53,6 +53,11 @@ def test_masks_of_several_classes_lie_in_numbered_folders(dataset, tmp_path):
     expected = evaluate(segmenter, layout, NAMES).per_image()
     found = evaluate(MaskFolder.open(tmp_path / "two", ("0", "1")), layout, NAMES).per_image()
     assert all((values == expected[name]).all() for name, values in found.items())
+    assert all(one.record for one in segment_files(segmenter, find_images([dataset / "images"]), tmp_path / "written"))
+    written = evaluate(MaskFolder.open(tmp_path / "written", ("0", "1")), layout, NAMES).per_image()
+    assert all((values == expected[name]).all() for name, values in written.items())
+    with pytest.raises(UsageError, match="holds no mask"):
+        MaskFolder.open(tmp_path / "written", ("0", "cyst"))
     with pytest.raises(UsageError, match="more classes than the dataset, which has 1"):
         MaskFolder.open(tmp_path / "two", ("lesion",))
     two = MaskFolder.open(tmp_path / "two", ("0", "1"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.datasets import write_dataset
 
 from cmunext.cli.main import main
 from cmunext.image.files import write_image, write_mask
@@ -211,3 +212,13 @@ def test_unknown_names_in_the_list(weights, dataset, capsys):
     (dataset / "val.txt").write_text("benign (1)\nbenign (99)\n")
     assert main(["evaluate", str(weights), str(dataset), "--list", "val.txt"]) == 2
     assert "benign (99)" in capsys.readouterr().err
+
+
+def test_of_several_classes_masks_are_counted_and_images_are(tmp_path, capsys):
+    """Twelve images with masks of two classes, measured against themselves."""
+    write_dataset(tmp_path / "data", classes=2)
+    assert main(["evaluate", str(tmp_path / "data/masks"), str(tmp_path / "data")]) == 0
+    printed = capsys.readouterr().out
+    assert "mean over masks" in printed
+    assert " 24\n" in printed
+    assert "12 images, 0.0 % under IoU 0.1; nothing to find in 0 masks" in printed

@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 from cmunext.data.layout import Layout, files_by_name
 from cmunext.errors import InputError, UsageError
 from cmunext.image.files import read_levels
-from cmunext.inference.results import MASK
+from cmunext.inference.results import MASK, output_names
 from cmunext.inference.segmenter import Segmenter
 from cmunext.metadata import unnamed_classes
 
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """Masks that some program made, one a case: NAME.png, or NAME_mask.png as `segment` names them; of K classes 0/NAME.png, 1/NAME.png, ...
+    """Masks that some program made, one a case: NAME.png, or as `segment` names them, NAME_mask.png. Of K classes 0/NAME.png,
+    1/NAME.png, ..., or NAME_mask_CLASS.png.
 
     Attributes
     ----------
     root : the folder.
     classes : the names of its classes, in the order of the folders 0, 1, ...
-    files : for each class, name -> its mask files.
+    files : for each class, name (or NAME_mask) -> its mask files.
     """
 
     root: Path
@@ -45,6 +46,8 @@ class MaskFolder:
             raise UsageError(
                 f"{root} has masks of more classes than the dataset, which has {len(classes)}; leave only 0/, 1/, ... of these"
             )
+        if len(classes) > 1 and not folders[0].is_dir() and (written := _written_by_segment(root, classes)):
+            return cls(root, tuple(classes), written)
         files = tuple(files_by_name(folder) if folder.is_dir() else {} for folder in folders)
         for folder, found in zip(folders, files, strict=True):
             if not found:
@@ -95,6 +98,14 @@ def common_classes(source: Segmenter | MaskFolder, layout: Layout) -> tuple[str,
         f"the {what} have {len(classes)} classes ({', '.join(classes)}) and {layout.root} has masks of "
         f"{layout.classes}{names}; give both of the same classes"
     )
+
+
+def _written_by_segment(root: Path, classes: Sequence[str]) -> tuple[Mapping[str, tuple[Path, ...]], ...] | None:
+    """For each class, name -> its mask as `segment` names it in one folder; None where one of the classes has none."""
+    found = files_by_name(root) if root.is_dir() else {}
+    endings = [Path(name).stem for name in output_names("", classes)["mask"]]
+    files = tuple({name.removesuffix(end): paths for name, paths in found.items() if name.endswith(end)} for end in endings)
+    return files if all(files) else None
 
 
 def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:

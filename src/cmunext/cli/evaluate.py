@@ -24,7 +24,7 @@ def evaluate(
         str,
         typer.Argument(
             help="Bundled weights by name, or a file: .onnx, .safetensors; or a folder of masks that any program made, called as the "
-            "images are, NAME.png (of several classes 0/NAME.png, 1/NAME.png, ...).",
+            "images are, NAME.png (of several classes 0/NAME.png, 1/NAME.png, ...), or as `segment` writes them.",
             show_default=False,
         ),
     ],
@@ -215,9 +215,11 @@ def _print(document: dict[str, Any], evaluation: "Evaluation") -> None:
     from cmunext.cli.console import table_console
 
     console = table_console(160, soft_wrap=True)
+    several = len(evaluation.classes) > 1
+    counted = "masks" if several else "images"  # an image has a mask of each class
     print(_what(document, evaluation))
-    console.print(_scores_table(document))
-    if len(evaluation.classes) > 1:
+    console.print(_scores_table(document, counted))
+    if several:
         print(f"means over the classes {', '.join(evaluation.classes)}")
         for label, one in zip(evaluation.classes, document["classes"], strict=True):
             print(f"  {label}: IoU {_number(one['per_image']['iou'], 4)}, Dice {_number(one['per_image']['dice'], 4)}")
@@ -230,15 +232,16 @@ def _print(document: dict[str, Any], evaluation: "Evaluation") -> None:
         worst = [f"{one['case']} {one['iou']:.2f}" for one in document["worst"][:SHOWN_WORST]]
         print(f"lowest IoU: {', '.join(worst)}")
     intervals, empty = document["intervals"], document["empty"]
+    without = f"{empty['truth']} masks" if several else str(empty["truth"])
     drawn = "images" if intervals["drawn"] == document["n"] else f"{intervals['drawn']} groups ({intervals['group']})"
     print(
-        f"{document['n']} images, {100 * document['share_iou_below_0.1']:.1f} % under IoU 0.1; nothing to find in {empty['truth']}, "
+        f"{document['n']} images, {100 * document['share_iou_below_0.1']:.1f} % under IoU 0.1; nothing to find in {without}, "
         f"nothing found in {empty['prediction']}; intervals drawn over {drawn}"
     )
 
 
-def _scores_table(document: dict[str, Any]) -> "Table":
-    table = _table("score", "mean over images", "95 % interval", "pooled", "images")
+def _scores_table(document: dict[str, Any], counted: str) -> "Table":
+    table = _table("score", f"mean over {counted}", "95 % interval", "pooled", counted)
     for name, value in document["per_image"].items():
         digits = 1 if name == "hd95" else 4
         pooled = document["pooled"].get(name, document["ece_pooled"] if name == "ece" else None)
