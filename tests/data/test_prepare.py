@@ -283,6 +283,14 @@ def test_pairs_with_several_masks_to_an_image_and_names_that_start_alike(tmp_pat
     assert np.array_equal(stored(tmp_path / "out" / "masks" / "0" / "a_1.png"), drawn((3, 5, 3, 5)))
 
 
+def test_a_table_that_names_no_image_is_refused(tmp_path):
+    src = dataset(tmp_path / "set", ["a", "b"])
+    (src / "cases.csv").write_text("case,patient\na.png,1\nb.png,2\n")
+    with pytest.raises(InputError, match=r"names none of its images, but 'a\.png'; name each case .* 'a'"):
+        prepare(src, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_official_layout_with_two_classes_is_copied_with_its_table(tmp_path):
     src = dataset(tmp_path / "set", ["a", "b", "normal (1)"], classes=2)
     (src / "masks" / "1" / "b.png").unlink()

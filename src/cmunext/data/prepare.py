@@ -184,9 +184,18 @@ def _check_apart(src: Path, dst: Path) -> None:
 
 
 def _texts(download: Download, dst: Path) -> dict[Path, bytes]:
-    """The files of `dst` beside images and masks, and what belongs into each: the table of cases and the names of the classes."""
+    """The files of `dst` beside images and masks, and what belongs into each: the table of cases and the names of the classes.
+
+    Raises InputError for a table that names none of the cases, and as `layout.class_names`.
+    """
     texts = {}
     if download.table:
+        cases = [source.name for source in download.sources]
+        if cases and not download.table.keys() & set(cases):
+            raise InputError(
+                f"the table of {download.root} names none of its images, but {next(iter(download.table))!r}; name each case as its "
+                f"image without the ending, {cases[0]!r}"
+            )
         texts[dst / TABLE] = table_content(download.table, list(next(iter(download.table.values()))))
     masks = len(download.sources[0].masks) if download.sources else 1
     if (names := class_names(download.root / CLASSES, masks)) != unnamed_classes(masks):
