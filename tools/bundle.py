@@ -10,7 +10,6 @@ here; what cannot be measured stands in FACTS. The picture shows the worst of 64
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from cmunext.errors import InputError, UsageError
 from cmunext.export.onnx import export
 from cmunext.image.preprocess import Preprocessing
 from cmunext.inference.segmenter import Segmenter
-from cmunext.storage import write_bytes, write_json, write_text
+from cmunext.storage import read_json, write_bytes, write_json, write_text
 from cmunext.training.run import AVERAGE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +133,7 @@ def bundle(run: Path, name: str, dataset: Path, validation_list: str, instead: P
     for file in ("recipe.json", "history.csv"):
         (results / file).unlink(missing_ok=True)
     if "mean_of" not in training:
-        recipe = json.loads((run / "recipe.json").read_text())
+        recipe = read_json(run / "recipe.json")
         write_json(results / "recipe.json", {**recipe, "dataset": training["dataset"]})  # not where it lay on that machine
         shutil.copy(run / "history.csv", results / "history.csv")
     if name in ONNX_ALONE:

@@ -84,8 +84,10 @@ def unpack(file: Path, dataset: Path) -> None:
 
 def run(out: Path, grid: Path, minutes: float, workers: int, device: str) -> int:
     """One part. Gives the exit code of `cmunext benchmark`: 0 when the grid is complete, 130 when the time was over."""
+    from cmunext.storage import read_json, write_json
+
     chosen = grid.with_name(f".{device}.json")  # beside the grid, because its paths are relative
-    chosen.write_text(json.dumps({**json.loads(grid.read_text("utf-8")), "device": device}), "utf-8")
+    write_json(chosen, {**read_json(grid), "device": device})
     command = [sys.executable, "-m", "cmunext", "benchmark", str(chosen), "--out", str(grid.parent)]
     try:
         code = subprocess.run([*command, "--workers", str(workers), "--minutes", str(minutes)], check=False).returncode
@@ -104,7 +106,7 @@ def write_zoo(grid: Path) -> None:
     from cmunext.benchmark.results import value_of
     from cmunext.benchmark.scores import finite
     from cmunext.benchmark.store import CONFIG, Store
-    from cmunext.storage import write_json
+    from cmunext.storage import read_json, write_json
 
     results, top = grid.parents[1], grid.parents[2]
     grids = [grid, *(results / name / "grid.json" for name in OTHERS)]
@@ -115,7 +117,7 @@ def write_zoo(grid: Path) -> None:
         for cell in read.cells:
             if store.missing(cell):
                 continue
-            config = json.loads((store.cell(cell) / CONFIG).read_text("utf-8"))
+            config = read_json(store.cell(cell) / CONFIG)
             entry = {"network": cell.network, "recipe": cell.recipe.name, "list": cell.lists.name, "seed": cell.recipe.seed}
             alone = replace(read, cells=(cell,))
             for column in ("paper", "last", "clean"):
@@ -129,7 +131,7 @@ def write_zoo(grid: Path) -> None:
                 entry |= {"epochs": cell.recipe.epochs, "device": config["device"], "precision": config["precision"]}
             entries.append(entry)
     for file in cards:
-        card = json.loads(file.read_text("utf-8"))
+        card = read_json(file)
         if card["validation_list"] != "none":
             scores, recipe = card["scores"]["native size, onnxruntime"], card["recipe"]
             last = {key: scores[key] for key in ("iou", "dice", "iou_interval")} | {"images": scores["n"]}

@@ -72,15 +72,16 @@ def remove_partial(folder: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
+def alone_in(folder: str | os.PathLike[str], busy: Exception | None = None) -> Iterator[None]:
     """Keep out every other process (or thread) that wants to be alone in this folder, which is made when missing.
 
     Where the system locks no folders (Windows, some network disks) nobody is kept out. It is the folder itself that is locked: no file
     is left behind, and with a process, however it ends, its lock is gone.
 
+    busy : raised at once when another is alone there; None waits until it ends.
+
     Raises
     ------
-    BlockingIOError : another is alone there, and `wait` is False.
     OSError : when the folder cannot be made or opened.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -92,9 +93,9 @@ def alone_in(folder: str | os.PathLike[str], wait: bool = True) -> Iterator[None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
+            fcntl.flock(descriptor, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy or error from None
         except OSError:  # the system locks no folders
             pass
         yield

@@ -116,11 +116,12 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(unbroken, tmp_path: P
 
 def test_a_run_is_not_touched_without_resume_nor_with_another_recipe(unbroken) -> None:
     root, expected, _ = unbroken
-    for rank in (
+    ranks = (
         {},
         {"LOCAL_RANK": "0", "RANK": "0"},
         {"SLURM_PROCID": "1"},
-    ):  # also a launcher's first process, and one of many tasks
+    )  # also a launcher's first process, and one of many tasks
+    for rank in ranks:
         call, environment = command(root / "data", root / "unbroken"), {**os.environ, **rank}
         again = subprocess.run(call, capture_output=True, text=True, env=environment)
         assert again.returncode == 2

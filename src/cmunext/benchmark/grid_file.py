@@ -291,7 +291,8 @@ class _Reader:
         by = tuple((str(one["recipe"]), str(one["network"])) for one in teachers)
         if taught == [] or len(set(by)) < len(by):
             raise UsageError(f"teachers of recipes.{name} in {self.file} is {taught!r}; give at least one, and each once")
-        chosen = recipes.with_settings(recipes.named(base if base in tuple(recipes.RECIPES) else self.path(base)), settings)
+        bundled = isinstance(base, str) and base in recipes.RECIPES
+        chosen = recipes.with_settings(recipes.named(base if bundled else self.path(base)), settings)
         return _RecipeEntry(chosen, networks, by, self.start(name, start) if start is not None else None)
 
     def start(self, name: str, start: Any) -> Path | str:

@@ -7,10 +7,10 @@ nothing behind that could write; and a worker that dies (out of memory) costs it
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
@@ -186,12 +186,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@contextmanager
-def _only_one(out: Path) -> Iterator[None]:
+def _only_one(out: Path) -> AbstractContextManager[None]:
     """Hold the folder against a second grid."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(alone_in(out / "runs", wait=False))
-        except BlockingIOError as error:
-            raise InputError(f"another benchmark is at work in {out}; wait for it, or give another --out") from error
-        yield
+    return alone_in(out / "runs", InputError(f"another benchmark is at work in {out}; wait for it, or give another --out"))

@@ -5,7 +5,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,18 +168,16 @@ def _held(run: Path, responsible: bool) -> Iterator[None]:
     When this one fails before there is anything to go on from, what it wrote and was not there before is removed, so that the folder
     takes the corrected command.
     """
-    with ExitStack() as held:
-        if responsible:
-            try:
-                held.enter_context(alone_in(run, wait=False))
-            except BlockingIOError as error:
-                raise UsageError(f"another training is at work in {run}; wait for it, or give another --out") from error
-            remove_partial(run)
-            before = set(run.iterdir())
+    if not responsible:
+        yield
+        return
+    with alone_in(run, UsageError(f"another training is at work in {run}; wait for it, or give another --out")):
+        remove_partial(run)
+        before = set(run.iterdir())
         try:
             yield
         except Exception:
-            if responsible and not (run / CHECKPOINT).is_file():
+            if not (run / CHECKPOINT).is_file():
                 for path in {run / name for name in (RECIPE_FILE, HISTORY, BEST)} - before:
                     path.unlink(missing_ok=True)
                 if run / BOARD not in before:
